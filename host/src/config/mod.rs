@@ -1,0 +1,1 @@
+//! Reads `oxiflow.yaml` and pipeline files.

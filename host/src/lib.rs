@@ -1,0 +1,3 @@
+//! Keeps the state of data pipelines.
+
+pub mod config;
