@@ -1,0 +1,388 @@
+//! The called side of the table: from the safe [`Backend`] trait to C functions.
+//!
+//! Every entry runs under `catch_unwind`, turns borrowed C data into Rust references, checks the
+//! key, and turns the result into a status. [`export_backend!`](crate::export_backend) is all that
+//! a plugin writes.
+
+#![expect(
+    unsafe_code,
+    reason = "reads the pointers that the host passes over the ABI"
+)]
+
+use std::ffi::c_void;
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, UNIX_EPOCH};
+
+use crate::abi::{
+    ABI_MAJOR, ABI_MINOR, AbiCall, AbiExpected, AbiHealth, AbiHost, AbiListed, AbiOpened, AbiReply,
+    AbiSlice, AbiVersion, BackendTable, UNKNOWN, status,
+};
+use crate::backend::{Backend, BackendConfig, ListSink, Package, ValueSink};
+use crate::call::Call;
+use crate::error::{BackendError, ErrorKind};
+use crate::host::{Host, LogLevel, LogLine, inside_call, install_forwarding, panic_message};
+use crate::value::{Expected, Listed, check_key};
+
+/// Exports a [`Backend`] as a plugin: the C table and, beside it, the `abi_stable` root module.
+///
+/// Write it once, at the top level of a crate with `crate-type = ["cdylib"]`. It refuses to compile
+/// with `panic = "abort"`, since a panic could then not be contained (clause C14).
+#[macro_export]
+macro_rules! export_backend {
+    ($backend:ty) => {
+        #[cfg(panic = "abort")]
+        compile_error!(
+            "a backend must be built with `panic = \"unwind\"`: the host contains a panic of a \
+             plugin, and cannot when it aborts the process; remove `panic = \"abort\"` from the \
+             profile"
+        );
+
+        struct OxiflowExport;
+
+        impl $crate::export::Export for OxiflowExport {
+            type Backend = $backend;
+            const PACKAGE: $crate::Package = $crate::Package {
+                name: env!("CARGO_PKG_NAME"),
+                version: env!("CARGO_PKG_VERSION"),
+                description: env!("CARGO_PKG_DESCRIPTION"),
+            };
+        }
+
+        /// The plugin's table; the host looks it up by this name.
+        #[allow(unsafe_code, non_upper_case_globals, reason = "the ABI names the symbol")]
+        #[unsafe(no_mangle)]
+        pub static oxiflow_backend_v1: $crate::abi::BackendTable =
+            $crate::export::table::<OxiflowExport>();
+
+        #[allow(unsafe_code, missing_docs, unused_qualifications, reason = "made by a macro")]
+        mod oxiflow_root {
+            use $crate::export::abi_stable;
+
+            #[abi_stable::export_root_module]
+            pub fn oxiflow_root() -> $crate::abi::BackendRootRef {
+                use abi_stable::prefix_type::PrefixTypeTrait;
+                $crate::abi::BackendRoot { table: &super::oxiflow_backend_v1 }.leak_into_prefix()
+            }
+        }
+    };
+}
+
+pub use abi_stable;
+
+/// What [`export_backend!`](crate::export_backend) implements: a backend and its package.
+pub trait Export: 'static {
+    /// The exported backend.
+    type Backend: Backend;
+    /// Its Cargo package.
+    const PACKAGE: Package;
+}
+
+/// The table of a backend.
+#[must_use]
+pub const fn table<E: Export>() -> BackendTable {
+    BackendTable {
+        struct_size: size_of::<BackendTable>() as u32,
+        abi_major: ABI_MAJOR,
+        abi_minor: ABI_MINOR,
+        reserved: 0,
+        capabilities: E::Backend::CAPABILITIES.bits(),
+        describe: describe::<E>,
+        open: open::<E>,
+        close: close::<E>,
+        get: get::<E>,
+        put: put::<E>,
+        delete: delete::<E>,
+        list: list::<E>,
+        health: health::<E>,
+        get_extension,
+    }
+}
+
+unsafe extern "C" fn describe<E: Export>(reply: *const AbiReply) -> i32 {
+    guard(reply, || {
+        let description = E::Backend::describe(E::PACKAGE);
+        let json = serde_json::to_vec(&description)
+            .map_err(|error| BackendError::internal(error.to_string()))?;
+        emit_value(reply, &json, None);
+        Ok(status::OK)
+    })
+}
+
+unsafe extern "C" fn open<E: Export>(
+    host: *const AbiHost,
+    config: AbiSlice,
+    opened: *mut AbiOpened,
+    reply: *const AbiReply,
+) -> i32 {
+    guard(reply, || {
+        // SAFETY: the host passes valid pointers, and keeps `AbiHost` for the process's life.
+        let (host, config, opened) = unsafe { (&*host, config.bytes(), &mut *opened) };
+        let host = safe_host(host);
+        install_forwarding(&host);
+        let backend = E::Backend::open(&host, &BackendConfig::from_json(config)?)?;
+        opened.capabilities = backend.capabilities().bits();
+        opened.handle = Box::into_raw(Box::new(backend)).cast();
+        Ok(status::OK)
+    })
+}
+
+unsafe extern "C" fn close<E: Export>(handle: *mut c_void) {
+    // A panic in a destructor has nowhere to be reported but the log, where the hook put it.
+    drop(catch_unwind(AssertUnwindSafe(|| {
+        // SAFETY: the host closes a handle of `open` once, with no call under way.
+        inside_call(|| drop(unsafe { Box::from_raw(handle.cast::<E::Backend>()) }));
+    })));
+}
+
+unsafe extern "C" fn get<E: Export>(
+    handle: *mut c_void,
+    call: *const AbiCall,
+    key: AbiSlice,
+    reply: *const AbiReply,
+) -> i32 {
+    guard(reply, || {
+        // SAFETY: the host passes an open handle and pointers valid during the call.
+        let (backend, key) = unsafe { (backend::<E>(handle), text("key", key)?) };
+        check_key(key)?;
+        let mut emit = |value: &[u8], version: &_| {
+            emit_value(reply, value, Some(&AbiVersion::from(version)));
+        };
+        let lookup = backend.get(&context(call), key, ValueSink::new(&mut emit))?;
+        Ok(if lookup.is_found() {
+            status::OK
+        } else {
+            status::NOT_FOUND
+        })
+    })
+}
+
+unsafe extern "C" fn put<E: Export>(
+    handle: *mut c_void,
+    call: *const AbiCall,
+    key: AbiSlice,
+    value: AbiSlice,
+    expected: *const AbiExpected,
+    version: *mut AbiVersion,
+    reply: *const AbiReply,
+) -> i32 {
+    guard(reply, || {
+        // SAFETY: the host passes an open handle and pointers valid during the call.
+        let (backend, key, value, version) = unsafe {
+            (
+                backend::<E>(handle),
+                text("key", key)?,
+                value.bytes(),
+                &mut *version,
+            )
+        };
+        check_key(key)?;
+        let result = backend.put(&context(call), key, value, &expectation(expected)?);
+        *version = current_version(result.as_ref());
+        result.map(|_| status::OK)
+    })
+}
+
+unsafe extern "C" fn delete<E: Export>(
+    handle: *mut c_void,
+    call: *const AbiCall,
+    key: AbiSlice,
+    expected: *const AbiExpected,
+    version: *mut AbiVersion,
+    reply: *const AbiReply,
+) -> i32 {
+    guard(reply, || {
+        // SAFETY: the host passes an open handle and pointers valid during the call.
+        let (backend, key, version) =
+            unsafe { (backend::<E>(handle), text("key", key)?, &mut *version) };
+        check_key(key)?;
+        let result = backend.delete(&context(call), key, &expectation(expected)?);
+        *version = result
+            .as_ref()
+            .err()
+            .and_then(BackendError::current)
+            .map_or(AbiVersion::ABSENT, AbiVersion::from);
+        result.map(|deleted| {
+            if deleted {
+                status::OK
+            } else {
+                status::NOT_FOUND
+            }
+        })
+    })
+}
+
+unsafe extern "C" fn list<E: Export>(
+    handle: *mut c_void,
+    call: *const AbiCall,
+    prefix: AbiSlice,
+    after: AbiSlice,
+    limit: u64,
+    reply: *const AbiReply,
+) -> i32 {
+    guard(reply, || {
+        // SAFETY: the host passes an open handle and pointers valid during the call.
+        let (backend, prefix, after) = unsafe {
+            (
+                backend::<E>(handle),
+                text("prefix", prefix)?,
+                text("after", after)?,
+            )
+        };
+        let after = (!after.is_empty()).then_some(after);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let mut emit = |row: &Listed| emit_row(reply, row);
+        backend.list(
+            &context(call),
+            prefix,
+            after,
+            &mut ListSink::new(limit, &mut emit),
+        )?;
+        Ok(status::OK)
+    })
+}
+
+unsafe extern "C" fn health<E: Export>(
+    handle: *mut c_void,
+    call: *const AbiCall,
+    health: *mut AbiHealth,
+    reply: *const AbiReply,
+) -> i32 {
+    guard(reply, || {
+        // SAFETY: the host passes an open handle and pointers valid during the call.
+        let (backend, out) = unsafe { (backend::<E>(handle), &mut *health) };
+        let known = backend.health(&context(call))?;
+        out.latency_ns = known
+            .latency
+            .and_then(|latency| u64::try_from(latency.as_nanos()).ok())
+            .unwrap_or(UNKNOWN);
+        out.used_bytes = known.used_bytes.unwrap_or(UNKNOWN);
+        out.free_bytes = known.free_bytes.unwrap_or(UNKNOWN);
+        if let Some(server_version) = known.server_version {
+            emit_value(reply, server_version.as_bytes(), None);
+        }
+        Ok(status::OK)
+    })
+}
+
+unsafe extern "C" fn get_extension(_id: AbiSlice) -> *const c_void {
+    std::ptr::null()
+}
+
+/// Runs an entry, contains its panic, and turns its error into a status and a message.
+fn guard(reply: *const AbiReply, body: impl FnOnce() -> Result<i32, BackendError>) -> i32 {
+    let result = inside_call(|| catch_unwind(AssertUnwindSafe(body)));
+    let error = match result {
+        Ok(Ok(code)) => return code,
+        Ok(Err(error)) => error,
+        Err(payload) => BackendError::new(
+            ErrorKind::Panic,
+            format!("the backend panicked: {}", panic_message(&*payload)),
+        ),
+    };
+    // SAFETY: the host passes a reply whose callbacks are valid during the call.
+    unsafe { ((*reply).message)((*reply).context, AbiSlice::new(error.message().as_bytes())) };
+    status::of(error.kind())
+}
+
+/// # Safety
+/// `handle` came from `open` of the same backend and is not closed during `'a`.
+unsafe fn backend<'a, E: Export>(handle: *mut c_void) -> &'a E::Backend {
+    // SAFETY: the caller vouches for the handle.
+    unsafe { &*handle.cast::<E::Backend>().cast_const() }
+}
+
+/// # Safety
+/// As [`AbiSlice::bytes`].
+unsafe fn text<'a>(what: &str, slice: AbiSlice) -> Result<&'a str, BackendError> {
+    // SAFETY: the caller vouches for the slice.
+    std::str::from_utf8(unsafe { slice.bytes() })
+        .map_err(|_| BackendError::invalid(format!("the {what} is not UTF-8")))
+}
+
+fn context(call: *const AbiCall) -> Call {
+    // SAFETY: the host passes null or a struct that is valid during the call.
+    let Some(call) = (unsafe { call.as_ref() }) else {
+        return Call::unbounded();
+    };
+    let context = match call.timeout_ns {
+        0 => Call::unbounded(),
+        nanoseconds => Call::within(Duration::from_nanos(nanoseconds)),
+    };
+    context.with_trace_id(call.trace_id)
+}
+
+fn expectation(expected: *const AbiExpected) -> Result<Expected, BackendError> {
+    // SAFETY: the host passes a struct that is valid during the call.
+    unsafe { expected.as_ref() }
+        .and_then(AbiExpected::to_expected)
+        .ok_or_else(|| BackendError::invalid("the expectation of the write makes no sense"))
+}
+
+/// What goes into the version of a `put`: the new one, or on conflict the current one.
+fn current_version(result: Result<&crate::Version, &BackendError>) -> AbiVersion {
+    match result {
+        Ok(version) => AbiVersion::from(version),
+        Err(error) => error.current().map_or(AbiVersion::ABSENT, AbiVersion::from),
+    }
+}
+
+fn emit_value(reply: *const AbiReply, value: &[u8], version: Option<&AbiVersion>) {
+    let version = version.map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: the host passes a reply whose callbacks are valid during the call.
+    unsafe { ((*reply).value)((*reply).context, AbiSlice::new(value), version) };
+}
+
+fn emit_row(reply: *const AbiReply, row: &Listed) -> ControlFlow<()> {
+    let modified_ms = row
+        .modified
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok())
+        .and_then(|since| u64::try_from(since.as_millis()).ok())
+        .unwrap_or(UNKNOWN);
+    let row = AbiListed {
+        struct_size: size_of::<AbiListed>() as u32,
+        reserved: 0,
+        key: AbiSlice::new(row.key.as_bytes()),
+        size: row.size,
+        modified_ms,
+        version: AbiVersion::from(&row.version),
+    };
+    // SAFETY: the host passes a reply whose callbacks are valid during the call.
+    match unsafe { ((*reply).row)((*reply).context, &raw const row) } {
+        0 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    }
+}
+
+/// The callbacks of the host, which the ABI lets any thread call for the life of the process.
+#[derive(Clone, Copy)]
+struct HostPointer(&'static AbiHost);
+
+// SAFETY: the ABI demands that `log` may be called from any thread with this context.
+unsafe impl Send for HostPointer {}
+// SAFETY: as above.
+unsafe impl Sync for HostPointer {}
+
+impl HostPointer {
+    fn log(self, line: &LogLine) {
+        let slice = |text: &str| AbiSlice::new(text.as_bytes());
+        let (target, message, fields) = (
+            slice(&line.target),
+            slice(&line.message),
+            slice(&line.fields),
+        );
+        // SAFETY: the host keeps the callback and its context for the life of the process.
+        unsafe { (self.0.log)(self.0.context, line.level as u32, target, message, fields) };
+    }
+}
+
+fn safe_host(host: &'static AbiHost) -> Host {
+    // SAFETY: the slice belongs to the host struct, which lives as long as the process.
+    let base_dir = crate::abi::base_dir(unsafe { host.base_dir.bytes() });
+    let pointer = HostPointer(host);
+    Host::new(
+        base_dir,
+        LogLevel::from_number(host.max_log_level),
+        move |line| pointer.log(line),
+    )
+}
