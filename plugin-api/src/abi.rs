@@ -19,7 +19,6 @@ use std::ffi::c_void;
 
 use abi_stable::StableAbi;
 use abi_stable::library::RootModule;
-use abi_stable::package_version_strings;
 use abi_stable::sabi_types::VersionStrings;
 
 use crate::error::{BackendError, ErrorKind};
@@ -354,7 +353,8 @@ impl RootModule for BackendRootRef {
 
     const BASE_NAME: &'static str = "oxiflow_backend";
     const NAME: &'static str = "oxiflow_backend";
-    const VERSION_STRINGS: VersionStrings = package_version_strings!();
+    // The version of the ABI and not of this crate: it is frozen, as the root module is.
+    const VERSION_STRINGS: VersionStrings = VersionStrings::new("1.0.0");
 }
 
 /// The statuses that calls return.

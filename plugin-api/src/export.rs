@@ -14,9 +14,12 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, UNIX_EPOCH};
 
+use abi_stable::library::CheckTypeLayout;
+use abi_stable::prefix_type::{PrefixRefTrait, PrefixTypeTrait};
+
 use crate::abi::{
     ABI_MAJOR, ABI_MINOR, AbiCall, AbiExpected, AbiHealth, AbiHost, AbiListed, AbiOpened, AbiReply,
-    AbiSlice, AbiVersion, BackendTable, UNKNOWN, status,
+    AbiSlice, AbiVersion, BackendRoot, BackendRootRef, BackendTable, UNKNOWN, status,
 };
 use crate::backend::{Backend, BackendConfig, ListSink, Package, ValueSink};
 use crate::call::Call;
@@ -55,20 +58,34 @@ macro_rules! export_backend {
         pub static oxiflow_backend_v1: $crate::abi::BackendTable =
             $crate::export::table::<OxiflowExport>();
 
-        #[allow(unsafe_code, missing_docs, unused_qualifications, reason = "made by a macro")]
-        mod oxiflow_root {
-            use $crate::export::abi_stable;
-
-            #[abi_stable::export_root_module]
-            pub fn oxiflow_root() -> $crate::abi::BackendRootRef {
-                use abi_stable::prefix_type::PrefixTypeTrait;
-                $crate::abi::BackendRoot { table: &super::oxiflow_backend_v1 }.leak_into_prefix()
+        /// The header that `abi_stable` looks for, by the name its version 0.11 derives.
+        #[allow(unsafe_code, non_upper_case_globals, reason = "abi_stable names the symbol")]
+        #[unsafe(no_mangle)]
+        pub static _1as_0lib_1header_0root_bmodule_bloader: $crate::export::LibHeader = {
+            extern "C" fn root() -> $crate::export::RootModuleResult {
+                $crate::export::root_module(&oxiflow_backend_v1)
             }
-        }
+            $crate::export::root_header(root)
+        };
     };
 }
 
-pub use abi_stable;
+pub use abi_stable::library::{LibHeader, RootModuleResult};
+
+/// The root module of a plugin with this table.
+#[must_use]
+pub fn root_module(table: &'static BackendTable) -> RootModuleResult {
+    let root = BackendRoot { table }.leak_into_prefix().to_prefix_ref();
+    // SAFETY: `abi_stable` casts it back to the type whose layout it has compared.
+    RootModuleResult::ROk(unsafe { root.cast() })
+}
+
+/// The header of a plugin whose root module `constructor` makes with [`root_module`].
+#[must_use]
+pub const fn root_header(constructor: extern "C" fn() -> RootModuleResult) -> LibHeader {
+    // SAFETY: `root_module` is the only maker of a result, and it erases a `BackendRootRef`.
+    unsafe { LibHeader::from_constructor::<BackendRootRef>(constructor, CheckTypeLayout::Yes) }
+}
 
 /// What [`export_backend!`](crate::export_backend) implements: a backend and its package.
 pub trait Export: 'static {
@@ -385,4 +402,13 @@ fn safe_host(host: &'static AbiHost) -> Host {
         LogLevel::from_number(host.max_log_level),
         move |line| pointer.log(line),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_macro_exports_the_symbol_that_abi_stable_looks_for() {
+        let name = abi_stable::library::ROOT_MODULE_LOADER_NAME;
+        assert_eq!(name, "_1as_0lib_1header_0root_bmodule_bloader");
+    }
 }
