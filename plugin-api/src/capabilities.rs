@@ -17,6 +17,10 @@ impl Capabilities {
     /// Compare-and-swap is linearizable across processes, not only across threads (C6).
     pub const MULTI_PROCESS: Self = Self(2);
 
+    /// The bits that are no promises but requirements: a host that does not know one of them must
+    /// not load the plugin. Unknown promises, in the other bits, are ignored.
+    pub const REQUIREMENTS: u64 = 0xffff_ffff_0000_0000;
+
     const NAMES: [(Self, &'static str); 2] = [
         (Self::DURABLE, "durable"),
         (Self::MULTI_PROCESS, "multi_process"),

@@ -1,0 +1,152 @@
+//! The one error of the library: what was attempted, on what, why it failed, what to do.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use oxiflow_plugin_api::{BackendError, ErrorKind as BackendErrorKind};
+
+/// A result of this library.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What kind of failure it is; exit codes follow from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A wrong argument, such as a pipeline name with a slash.
+    Usage,
+    /// `oxiflow.yaml`, a pipeline file or a plugin is not as it must be.
+    Configuration,
+    /// No such pipeline, worker or backup.
+    NotFound,
+    /// Somebody else wrote first.
+    Conflict,
+    /// A live worker holds the lease of the pipeline.
+    LeaseHeld,
+    /// This worker's lease was taken over; what it held in memory is stale.
+    Fenced,
+    /// A stored record is damaged.
+    Corrupt,
+    /// Data does not follow its rules, such as an imported state without a pipeline id.
+    Invalid,
+    /// The store cannot be reached now.
+    Unavailable,
+    /// The deadline passed.
+    Timeout,
+    /// The store or the operating system refused permission.
+    Denied,
+    /// The store is full.
+    NoSpace,
+    /// The backend does not do this, or a newer oxide_flow wrote the record.
+    Unsupported,
+    /// The write may or may not have happened, and reading back did not tell.
+    OutcomeUnknown,
+    /// A step of a pipeline failed.
+    StepFailed,
+    /// The run was stopped by a signal or by `worker stop`.
+    Stopped,
+    /// An operating-system call outside the store failed.
+    Io,
+    /// A bug in oxide_flow or in a plugin.
+    Internal,
+}
+
+/// A failed operation.
+///
+/// `Display` gives only this level: a lowercase fragment that names the operation and its subject.
+/// The cause is in [`source`](StdError::source), the remedy in [`hint`](Error::hint).
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+    retryable: bool,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+impl Error {
+    /// An error of this kind. The message names the operation and its subject.
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        let retryable = matches!(kind, ErrorKind::Unavailable | ErrorKind::Timeout);
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+            retryable,
+            source: None,
+        }
+    }
+
+    /// The same error with what caused it.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// The same error with what the person can do about it, preferably a command.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// This error as the cause of a larger operation's failure, of the same kind.
+    #[must_use]
+    pub fn while_doing(mut self, message: impl Into<String>) -> Self {
+        let hint = self.hint.take();
+        let mut outer = Self::new(self.kind, message);
+        outer.hint = hint;
+        outer.retryable = self.retryable;
+        outer.because(self)
+    }
+
+    /// The kind of the failure.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// What the person can do about it.
+    #[must_use]
+    pub fn hint_text(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// Whether the same operation may succeed later without any change.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.retryable
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl From<BackendError> for Error {
+    fn from(error: BackendError) -> Self {
+        let kind = match error.kind() {
+            BackendErrorKind::Conflict => ErrorKind::Conflict,
+            BackendErrorKind::Invalid => ErrorKind::Configuration,
+            BackendErrorKind::Unavailable => ErrorKind::Unavailable,
+            BackendErrorKind::Timeout => ErrorKind::Timeout,
+            BackendErrorKind::Denied => ErrorKind::Denied,
+            BackendErrorKind::Corrupt => ErrorKind::Corrupt,
+            BackendErrorKind::NoSpace => ErrorKind::NoSpace,
+            BackendErrorKind::TooLarge => ErrorKind::Invalid,
+            BackendErrorKind::Unsupported => ErrorKind::Unsupported,
+            BackendErrorKind::OutcomeUnknown => ErrorKind::OutcomeUnknown,
+            _ => ErrorKind::Internal,
+        };
+        Self::new(kind, format!("the backend reports {}", error.kind())).because(error)
+    }
+}

@@ -1,0 +1,21 @@
+//! What oxide_flow keeps: states, steps, progress, errors, leases. No I/O, no clock.
+//!
+//! Everything here is plain data and pure functions; times are arguments. Unknown fields are kept
+//! when a record is rewritten, so that an older oxide_flow does not lose what a newer one added.
+
+mod error_record;
+mod lease;
+mod name;
+mod progress;
+mod state;
+mod step;
+
+pub use error_record::{ErrorRecord, ErrorType};
+pub use lease::{Holder, Lease, Request, RequestKind};
+pub use name::PipelineName;
+pub use progress::Progress;
+pub use state::{MAX_ERRORS, PipelineState, PipelineStatus, SCHEMA_VERSION};
+pub use step::{StepState, StepStatus};
+
+/// Fields that this version does not know, kept as they were.
+pub type Extra = serde_json::Map<String, serde_json::Value>;

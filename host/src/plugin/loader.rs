@@ -1,0 +1,206 @@
+//! Brings a checked library into the process and verifies that it speaks our ABI.
+//!
+//! The only `unsafe` of the host. What cannot be checked is assumed, and said so: that functions
+//! at the addresses in a table of the right name, version and size keep the rules of the ABI.
+
+#![expect(unsafe_code, reason = "maps foreign code and reads its exported table")]
+
+use std::ffi::{CStr, CString};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use abi_stable::library::{
+    ROOT_MODULE_LOADER_NAME_WITH_NUL, RawLibrary, lib_header_from_raw_library,
+};
+use oxiflow_plugin_api::abi::{
+    ABI_MAJOR, ABI_MINOR, AbiConnection, BackendRootRef, BackendTable, TABLE_SYMBOL, describe,
+};
+use oxiflow_plugin_api::{BackendError, Capabilities, Description, Host, Storage};
+
+use super::check::{CheckedLibrary, refusal};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A library in the process, with a verified table. Never unloaded: its threads and
+/// thread-locals would outlive its code.
+pub(super) struct Library {
+    table: &'static BackendTable,
+    has_root_module: bool,
+}
+
+impl Library {
+    /// Loads a checked library.
+    ///
+    /// # Errors
+    /// `Configuration` with the file, both versions where it is about versions, and the remedy.
+    pub(super) fn load(checked: &CheckedLibrary) -> Result<Self> {
+        let file = checked.file.as_path();
+        // SAFETY: this runs the library's constructors. The file passed the ownership checks, so
+        // it is code that root or the user put there.
+        let library = unsafe { libloading::Library::new(&checked.load_path) }.map_err(|error| {
+            let text = error
+                .to_string()
+                .replace(&checked.load_path.display().to_string(), "");
+            let cause = text.trim_start_matches(": ").to_owned();
+            let message = format!("{} cannot be loaded", file.display());
+            Error::new(ErrorKind::Configuration, message)
+                .because(cause)
+                .hint("install a build of the plugin for this system")
+        })?;
+        let library: &'static libloading::Library = Box::leak(Box::new(library));
+        keep_open(&checked.descriptor)?;
+
+        let table = table_of(library, file)?;
+        let has_root_module =
+            // SAFETY: only the presence of the symbol matters, it is not read.
+            unsafe { library.get::<*const ()>(ROOT_MODULE_LOADER_NAME_WITH_NUL) }.is_ok();
+        if has_root_module {
+            check_layout(&checked.load_path, file)?;
+        }
+        let unknown = table.capabilities & Capabilities::REQUIREMENTS;
+        if unknown != 0 {
+            let objection = format!("it needs host features that this one lacks ({unknown:#x})");
+            return Err(refusal(file, &objection, "install a newer oxide_flow"));
+        }
+        Ok(Self {
+            table,
+            has_root_module,
+        })
+    }
+
+    /// Asks the plugin what it is.
+    ///
+    /// # Errors
+    /// As the plugin fails.
+    pub(super) fn describe(&self) -> Result<Description, BackendError> {
+        // SAFETY: `load` verified the table.
+        unsafe { describe(self.table) }
+    }
+
+    /// Opens a store.
+    ///
+    /// # Errors
+    /// As the plugin fails.
+    pub(super) fn open(&self, host: Host, config: &[u8]) -> Result<Box<dyn Storage>, BackendError> {
+        // SAFETY: `load` verified the table, and libraries are never unloaded.
+        let connection = unsafe { AbiConnection::open(self.table, host, config) }?;
+        Ok(Box::new(connection))
+    }
+
+    pub(super) fn capabilities(&self) -> Capabilities {
+        Capabilities::from_bits(self.table.capabilities)
+    }
+
+    pub(super) fn abi_version(&self) -> (u32, u32) {
+        (self.table.abi_major, self.table.abi_minor)
+    }
+
+    pub(super) fn has_root_module(&self) -> bool {
+        self.has_root_module
+    }
+}
+
+/// Leaks a duplicate of the descriptor and the original's number with it.
+fn keep_open(descriptor: &OwnedFd) -> Result<()> {
+    let duplicate = descriptor.try_clone().map_err(|error| {
+        Error::new(ErrorKind::Io, "cannot keep a plugin's descriptor open").because(error)
+    })?;
+    std::mem::forget(duplicate);
+    Ok(())
+}
+
+fn table_of(library: &'static libloading::Library, file: &Path) -> Result<&'static BackendTable> {
+    // SAFETY: the address of a data symbol; nothing is read through it yet.
+    let symbol = unsafe { library.get::<*const u32>(TABLE_SYMBOL.to_bytes_with_nul()) };
+    let Ok(symbol) = symbol else {
+        return Err(missing_symbol(library, file));
+    };
+    let start: *const u32 = *symbol;
+    // SAFETY: every version of the table starts with three u32: its size, major, minor.
+    let (size, major, minor) = unsafe { (*start, *start.add(1), *start.add(2)) };
+    let expected = size_of::<BackendTable>();
+    if major != ABI_MAJOR {
+        return Err(wrong_version(file, major, minor));
+    }
+    if size as usize != expected {
+        let objection = format!(
+            "its table has {size} bytes, ABI {major}.{minor} has {expected} \
+             (this oxide_flow speaks ABI {ABI_MAJOR}.{ABI_MINOR})"
+        );
+        return Err(refusal(
+            file,
+            &objection,
+            "build it with the published header of ABI 1",
+        ));
+    }
+    let functions = std::mem::offset_of!(BackendTable, describe) / size_of::<usize>();
+    for word in functions..expected / size_of::<usize>() {
+        // SAFETY: within the `expected` bytes that the table says it has.
+        if unsafe { *start.cast::<usize>().add(word) } == 0 {
+            let objection = format!("function {} of its table is null", word - functions + 1);
+            return Err(refusal(
+                file,
+                &objection,
+                "report it to the author of the plugin",
+            ));
+        }
+    }
+    // SAFETY: the right name, version and size, no null function, in a library that is leaked.
+    Ok(unsafe { &*start.cast::<BackendTable>() })
+}
+
+fn wrong_version(file: &Path, major: u32, minor: u32) -> Error {
+    let objection = format!(
+        "it speaks ABI {major}.{minor} and this oxide_flow speaks ABI {ABI_MAJOR}.{ABI_MINOR}"
+    );
+    let remedy = if major > ABI_MAJOR {
+        "install a newer oxide_flow, or an older version of the plugin"
+    } else {
+        "install a newer version of the plugin"
+    };
+    refusal(file, &objection, remedy)
+}
+
+/// No table of our version: perhaps one of another version.
+fn missing_symbol(library: &'static libloading::Library, file: &Path) -> Error {
+    let other = (1..100).filter(|major| *major != ABI_MAJOR).find(|major| {
+        let name = CString::new(format!("oxiflow_backend_v{major}")).unwrap_or_default();
+        // SAFETY: only the presence of the symbol matters, it is not read.
+        unsafe { library.get::<*const ()>(name.to_bytes_with_nul()) }.is_ok()
+    });
+    if let Some(major) = other {
+        return wrong_version(file, major, 0);
+    }
+    let symbol: &CStr = TABLE_SYMBOL;
+    let objection = format!("it exports no `{}`", symbol.to_string_lossy());
+    refusal(
+        file,
+        &objection,
+        "it is no oxide_flow backend, or was built without its table",
+    )
+}
+
+/// `abi_stable` compares the layout the plugin was compiled with to ours.
+fn check_layout(load_path: &Path, file: &Path) -> Result<()> {
+    let mismatch = |error: &dyn std::fmt::Display| {
+        tracing::debug!(file = %file.display(), "abi_stable refuses the plugin: {error}");
+        let objection = format!(
+            "its types are laid out differently from ABI {ABI_MAJOR}.{ABI_MINOR} of this oxide_flow"
+        );
+        refusal(
+            file,
+            &objection,
+            "build it again with the current oxiflow-plugin-api",
+        )
+    };
+    let library = RawLibrary::load_at(load_path).map_err(|error| mismatch(&error))?;
+    let library: &'static RawLibrary = Box::leak(Box::new(library));
+    // SAFETY: the library is leaked, so the header stays.
+    let header =
+        unsafe { lib_header_from_raw_library(library) }.map_err(|error| mismatch(&error))?;
+    // Not through `RootModule::load_from_file`, which keeps one module per type and would hand
+    // back the first plugin for every path.
+    header
+        .init_root_module::<BackendRootRef>()
+        .map_err(|error| mismatch(&error))?;
+    Ok(())
+}

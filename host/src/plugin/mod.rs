@@ -1,0 +1,121 @@
+//! From a backend's name to an opened store: find the library, check it, load it, open it.
+//!
+//! [`discovery`] turns a name into candidate files, [`check`] decides whether a file may be loaded
+//! and copies exactly the bytes it checked, [`loader`] brings them into the process and verifies
+//! the ABI, [`options`] holds `backend_config` against the schema that the plugin describes.
+//! Nothing of a library runs before `check` has passed, since `dlopen` runs constructors.
+
+mod check;
+mod discovery;
+mod loader;
+mod logging;
+mod options;
+
+use std::path::{Path, PathBuf};
+
+use oxiflow_plugin_api::{Capabilities, Description, Storage};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, ErrorKind, Result};
+
+pub use discovery::{Found, LIBRARY_PREFIX, LIBRARY_SUFFIX, SearchPath};
+pub use options::OptionProblem;
+
+/// A loaded plugin. It stays loaded for the life of the process.
+pub struct Plugin {
+    file: PathBuf,
+    library: loader::Library,
+    description: Description,
+}
+
+impl Plugin {
+    /// Finds and loads the plugin of a backend.
+    ///
+    /// # Errors
+    /// `Configuration` when there is none, naming every folder that was searched, or when the
+    /// file found must not or cannot be loaded.
+    pub fn find(backend: &str, search: &SearchPath) -> Result<Self> {
+        let file = search.find(backend)?;
+        let plugin = Self::load(&file)?;
+        if plugin.description.name != backend {
+            let message = format!(
+                "{} says that it is the backend `{}`, not `{backend}`",
+                file.display(),
+                plugin.description.name
+            );
+            return Err(Error::new(ErrorKind::Configuration, message)
+                .hint("give the file the name that its backend has, or install the right plugin"));
+        }
+        Ok(plugin)
+    }
+
+    /// Loads the plugin in this file.
+    ///
+    /// # Errors
+    /// `Configuration` naming the file, what is wrong with it and the remedy.
+    pub fn load(file: &Path) -> Result<Self> {
+        let checked = check::open_checked(file)?;
+        let library = loader::Library::load(&checked)?;
+        let description = library.describe().map_err(|error| {
+            let message = format!("{} does not describe itself", file.display());
+            Error::new(ErrorKind::Configuration, message).because(error)
+        })?;
+        Ok(Self {
+            file: file.to_owned(),
+            library,
+            description,
+        })
+    }
+
+    /// The file it was loaded from.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// What the plugin says of itself.
+    #[must_use]
+    pub fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// The most the plugin can promise.
+    #[must_use]
+    pub fn capabilities(&self) -> Capabilities {
+        self.library.capabilities()
+    }
+
+    /// Major and minor version of the plugin's ABI.
+    #[must_use]
+    pub fn abi_version(&self) -> (u32, u32) {
+        self.library.abi_version()
+    }
+
+    /// Whether the plugin carries an `abi_stable` root, which only Rust plugins do.
+    #[must_use]
+    pub fn is_rust(&self) -> bool {
+        self.library.has_root_module()
+    }
+
+    /// What is wrong with these options, by the schema the plugin describes.
+    #[must_use]
+    pub fn problems(&self, options: &Map<String, Value>) -> Vec<OptionProblem> {
+        let schema = self.description.config_schema.as_ref();
+        schema
+            .map(|schema| options::problems(schema, options))
+            .unwrap_or_default()
+    }
+
+    /// Opens a store with these options; relative paths in them start at `base_dir`.
+    ///
+    /// # Errors
+    /// As the backend fails; `Configuration` for a wrong option.
+    pub fn open(&self, options: &Map<String, Value>, base_dir: &Path) -> Result<Box<dyn Storage>> {
+        let config = Value::Object(options.clone()).to_string();
+        let host = logging::host(&self.description.name, base_dir);
+        self.library.open(host, config.as_bytes()).map_err(|error| {
+            let name = &self.description.name;
+            Error::from(error).while_doing(format!("cannot open the `{name}` backend"))
+        })
+    }
+}
