@@ -150,3 +150,25 @@ impl From<BackendError> for Error {
         Self::new(kind, format!("the backend reports {}", error.kind())).because(error)
     }
 }
+
+/// An error and its causes on one line, for logs.
+#[must_use]
+pub fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+impl From<crate::config::ConfigError> for Error {
+    fn from(error: crate::config::ConfigError) -> Self {
+        let hint = error.hint().map(str::to_owned);
+        let mut converted = Self::new(ErrorKind::Configuration, error.to_string());
+        converted.hint = hint;
+        converted
+    }
+}

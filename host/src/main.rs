@@ -1,2 +1,5 @@
-//! The command line entry point.
-fn main() {}
+//! The `oxide_flow` program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    oxide_flow::cli::main()
+}

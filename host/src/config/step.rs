@@ -26,6 +26,7 @@ const KEYS: &[&str] = &[
     "retry_attempts",
     "timeout_seconds",
     "continue_on_error",
+    "incremental",
     "environment",
 ];
 const AS_WRITTEN: &[&str] = &["name", "id", "run"];
@@ -49,6 +50,9 @@ pub struct Step {
     pub timeout: Option<Duration>,
     /// Whether the pipeline goes on when this step failed; default `false`.
     pub continue_on_error: bool,
+    /// Whether the cursor is kept when the pipeline runs again after a run that ended well, so
+    /// that the step goes on with what is new; default `false`.
+    pub incremental: bool,
     /// Variables for this step, on top of those of the project.
     pub environment: BTreeMap<String, String>,
 }
@@ -84,6 +88,7 @@ impl fmt::Debug for Step {
             .field("retry_attempts", &self.retry_attempts)
             .field("timeout", &self.timeout)
             .field("continue_on_error", &self.continue_on_error)
+            .field("incremental", &self.incremental)
             .field("environment", &self.environment.keys().collect::<Vec<_>>())
             .finish()
     }
@@ -151,6 +156,7 @@ fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<(Step, Mark), Config
         retry_attempts: step.whole_number("retry_attempts")?.unwrap_or(0),
         timeout: read_timeout(shown, &step)?,
         continue_on_error: step.boolean("continue_on_error")?.unwrap_or(false),
+        incremental: step.boolean("incremental")?.unwrap_or(false),
         environment: step.environment("environment")?,
     };
     Ok((read, at))

@@ -3,6 +3,7 @@
 //! Everything here is plain data and pure functions; times are arguments. Unknown fields are kept
 //! when a record is rewritten, so that an older oxide_flow does not lose what a newer one added.
 
+mod backup;
 mod error_record;
 mod lease;
 mod name;
@@ -10,6 +11,7 @@ mod progress;
 mod state;
 mod step;
 
+pub use backup::Backup;
 pub use error_record::{ErrorRecord, ErrorType};
 pub use lease::{Holder, Lease, Request, RequestKind};
 pub use name::PipelineName;

@@ -3,7 +3,7 @@
 The pattern that makes the output exactly-once, here and in the other steps:
 
 1. The cursor says how far the input was read and how long the output was then:
-   "9250@316839" means 9250 input rows, 268301 output bytes.
+   "9250@316839" means 9250 input rows, 316839 output bytes.
 2. At the start, cut the output back to the cursor's length: whatever follows it
    was written but never acknowledged, and is about to be written again.
 3. For each batch: write, flush to disk, and only then report the new cursor.
@@ -111,7 +111,7 @@ def main():
         os.fsync(output.fileno())
         done += len(batch)
         written, length = output.tell() - length, output.tell()
-        report(records=len(batch), failed=failed, bytes=written, last_id=f"{done}@{length}", total=total)
+        report(records=len(batch) - failed, failed=failed, bytes=written, last_id=f"{done}@{length}", total=total)
         time.sleep(pause)
 
     for reason, count in rejected.items():

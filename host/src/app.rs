@@ -1,0 +1,165 @@
+//! The composition root: from a configuration to a store that is ready to use.
+//!
+//! config → plugin → backend → layers → store, in this order, and nowhere else.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oxiflow_plugin_api::Capabilities;
+
+use crate::clock::{Clock, SystemClock};
+use crate::config::{Config, Env, Pipeline};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layer;
+use crate::lease::this_process;
+use crate::model::PipelineName;
+use crate::plugin::{OptionProblem, Plugin, SearchPath};
+use crate::runner::RunRequest;
+use crate::store::StateStore;
+
+/// The backend that keeps state for one process only; used when `state.enabled` is false.
+const MEMORY: &str = "memory";
+
+/// A project with its state store opened.
+pub struct App {
+    /// The configuration.
+    pub config: Config,
+    /// Where state is kept.
+    pub store: StateStore,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The plugin behind the store.
+    pub plugin: Plugin,
+}
+
+impl App {
+    /// Loads the configured backend's plugin and opens the store.
+    ///
+    /// # Errors
+    /// `Configuration` when the plugin is missing, refused, or given wrong options; otherwise as
+    /// the backend fails.
+    pub fn open(config: Config, env: &Env<'_>) -> Result<Self> {
+        let clock = SystemClock::shared();
+        let search = search_path(&config, env)?;
+        let empty = serde_json::Map::new();
+        let (backend, options) = if config.state.enabled {
+            (config.state.backend.as_str(), &config.state.backend_config)
+        } else {
+            (MEMORY, &empty)
+        };
+        let plugin = Plugin::find(backend, &search)?;
+        check_options(&config, &plugin, &plugin.problems(options))?;
+        let storage = plugin.open(options, &config.project_dir)?;
+        let store = StateStore::new(layer::stack(storage, Arc::clone(&clock)));
+        Ok(Self {
+            config,
+            store,
+            clock,
+            plugin,
+        })
+    }
+
+    /// Why state kept by this backend is lost or invisible, in words; `None` for a backend that
+    /// is durable and shared.
+    #[must_use]
+    pub fn reservation(&self) -> Option<String> {
+        let capabilities = self.store.capabilities();
+        let name = &self.plugin.description().name;
+        if !self.config.state.enabled {
+            Some("`state.enabled` is false: nothing is kept, and a run cannot be resumed".into())
+        } else if !capabilities.contains(Capabilities::MULTI_PROCESS) {
+            Some(format!(
+                "the `{name}` backend keeps state inside one process: other commands do not see \
+                 it, and it is gone when the process ends"
+            ))
+        } else if !capabilities.contains(Capabilities::DURABLE) {
+            Some(format!(
+                "the `{name}` backend is not durable as it is configured: a power loss may lose \
+                 what it acknowledged"
+            ))
+        } else {
+            None
+        }
+    }
+
+    /// What a run of this pipeline needs to begin.
+    ///
+    /// # Errors
+    /// `Usage` when the pipeline's name is none.
+    pub fn run_request(
+        &self,
+        pipeline: &Pipeline,
+        fresh: bool,
+        wait: Duration,
+    ) -> Result<RunRequest> {
+        let name: PipelineName = pipeline.name.parse()?;
+        let steps = pipeline.steps.iter();
+        let incremental = steps.clone().filter(|step| step.incremental);
+        Ok(RunRequest {
+            pipeline: name,
+            holder: this_process()?,
+            steps: steps
+                .clone()
+                .map(|step| (step.id.clone(), step.name.clone()))
+                .collect(),
+            incremental: incremental.map(|step| step.id.clone()).collect(),
+            fresh,
+            backup: self.config.state.backup_enabled,
+            lease_ttl: self.config.state.lease_ttl,
+            heartbeat_interval: self.config.state.heartbeat_interval,
+            wait,
+        })
+    }
+}
+
+/// Where the plugins of this project are looked for.
+///
+/// # Errors
+/// `Configuration` when `OXIFLOW_PLUGIN_PATH` names a relative folder.
+pub fn search_path(config: &Config, env: &Env<'_>) -> Result<SearchPath> {
+    let executable = std::env::current_exe().ok();
+    let variable = env("OXIFLOW_PLUGIN_PATH");
+    SearchPath::new(
+        &config.plugins.path,
+        variable.as_deref(),
+        executable.as_deref(),
+    )
+}
+
+/// Turns what the plugin's schema objects to into an error with the place in the file.
+fn check_options(config: &Config, plugin: &Plugin, problems: &[OptionProblem]) -> Result<()> {
+    let Some(first) = problems.first() else {
+        return Ok(());
+    };
+    let place = |problem: &OptionProblem| {
+        let file = config.file.as_deref().map(|file| config.shown(file));
+        let file = file
+            .as_deref()
+            .unwrap_or(Path::new("backend_config"))
+            .display()
+            .to_string();
+        match config.line_of_backend_option(&problem.option) {
+            Some(line) => format!("{file}:{line}"),
+            None => file,
+        }
+    };
+    let told: Vec<_> = problems
+        .iter()
+        .map(|problem| match problem.option.as_str() {
+            "" => format!("{}: {}", place(problem), problem.problem),
+            option => format!("{}: option `{option}`: {}", place(problem), problem.problem),
+        })
+        .collect();
+    let name = &plugin.description().name;
+    let error = Error::new(
+        ErrorKind::Configuration,
+        format!("`backend_config` does not fit the `{name}` backend"),
+    )
+    .because(told.join("; "));
+    Err(match &first.suggestion {
+        Some(suggestion) if first.option.is_empty() => error.hint(suggestion.clone()),
+        Some(suggestion) => error.hint(format!("`{}`: {suggestion}", first.option)),
+        None => error,
+    })
+}

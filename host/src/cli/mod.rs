@@ -1,0 +1,119 @@
+//! The command line: parses arguments, runs a command, turns its end into an exit code.
+//!
+//! Each command is a file of its own. Only [`ui`] prints.
+
+mod args;
+mod exit;
+mod init;
+mod logging;
+mod pipeline;
+mod plugin;
+mod progress;
+mod run;
+mod run_view;
+mod state;
+mod ui;
+mod worker;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::app::App;
+use crate::config::{Config, ProjectLocation};
+use crate::error::{Error, ErrorKind, Result};
+use crate::runner::supervisor;
+use args::{Arguments, Command, Global};
+use ui::Ui;
+
+/// The whole program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    // A supervisor starts with every step; it needs no parser, no log and no configuration.
+    if let [_, command, separator, program, rest @ ..] = arguments.as_slice()
+        && command == supervisor::COMMAND
+        && separator == "--"
+    {
+        let code = supervisor::supervise(program, rest);
+        return ExitCode::from(u8::try_from(code).unwrap_or(1));
+    }
+    let parsed = match Arguments::try_parse_from(arguments) {
+        Ok(parsed) => parsed,
+        Err(error) => return exit::usage(&error),
+    };
+    logging::start(&parsed.global);
+    let ui = Ui::new();
+    match dispatch(&parsed, &ui) {
+        Ok(code) => code,
+        Err(error) => {
+            ui.error(&error);
+            exit::of(&error)
+        }
+    }
+}
+
+fn dispatch(parsed: &Arguments, ui: &Ui) -> Result<ExitCode> {
+    let global = &parsed.global;
+    match &parsed.command {
+        Command::Run(args) => run::run(global, args, ui),
+        Command::Init(args) => init::run(args, ui),
+        Command::Progress(args) => progress::run(args),
+        Command::Pipeline(command) => pipeline::run(global, command, ui),
+        Command::State(command) => state::run(global, command, ui),
+        Command::Worker(command) => worker::run(global, command, ui),
+        Command::Plugin(command) => plugin::run(global, command, ui),
+    }
+}
+
+/// An environment variable of this process, if it is text.
+fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Reads the configuration of the project the person is in or named.
+fn load_config(global: &Global, ui: &Ui) -> Result<Config> {
+    let location = match &global.project {
+        Some(path) => ProjectLocation::Explicit(path.clone()),
+        None => ProjectLocation::SearchFrom(std::env::current_dir().map_err(|error| {
+            Error::new(ErrorKind::Io, "cannot tell the working directory").because(error)
+        })?),
+    };
+    let config = Config::load(&location, &env)?;
+    for note in &config.notes {
+        ui.note(note);
+    }
+    Ok(config)
+}
+
+/// Opens the project's state store, for a command that looks at what others keep in it.
+fn open_app(global: &Global, ui: &Ui) -> Result<App> {
+    let app = App::open(load_config(global, ui)?, &env)?;
+    if let Some(reservation) = app.reservation() {
+        ui.warning(&reservation);
+    }
+    Ok(app)
+}
+
+/// Who gives a command: user and host.
+fn whoami() -> String {
+    let user = env("USER").unwrap_or_else(|| rustix::process::geteuid().as_raw().to_string());
+    format!(
+        "{user}@{}",
+        rustix::system::uname().nodename().to_string_lossy()
+    )
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    let shown = path.display();
+    if path == Path::new("-") {
+        return std::io::read_to_string(std::io::stdin()).map_err(|error| {
+            Error::new(ErrorKind::Io, "cannot read standard input").because(error)
+        });
+    }
+    std::fs::read_to_string(path).map_err(|error| {
+        Error::new(ErrorKind::Usage, format!("cannot read {shown}")).because(error)
+    })
+}

@@ -1,0 +1,157 @@
+//! `oxide_flow plugin inspect`: checks a plugin and shows what it is.
+//!
+//! The library is loaded in a child process, so that a bad one cannot take the command down.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cli::ui::Ui;
+use crate::error::{Error, ErrorKind, Result};
+use crate::plugin::Plugin;
+
+/// What is known of a plugin after loading it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Inspected {
+    pub(super) file: String,
+    pub(super) name: String,
+    pub(super) version: String,
+    pub(super) description: String,
+    pub(super) abi: String,
+    pub(super) rust: bool,
+    pub(super) capabilities: Vec<String>,
+    pub(super) size_bytes: u64,
+    pub(super) config_schema: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    data: Inspected,
+}
+
+/// Inspects a plugin in this process.
+pub(super) fn here(file: &Path, json: bool, ui: &Ui) -> Result<ExitCode> {
+    let file = std::path::absolute(file).map_err(|error| {
+        Error::new(ErrorKind::Io, "cannot tell the working directory").because(error)
+    })?;
+    let plugin = Plugin::load(&file)?;
+    let description = plugin.description();
+    let (major, minor) = plugin.abi_version();
+    let inspected = Inspected {
+        file: file.display().to_string(),
+        name: description.name.clone(),
+        version: description.version.clone(),
+        description: description.description.clone(),
+        abi: format!("{major}.{minor}"),
+        rust: plugin.is_rust(),
+        capabilities: plugin.capabilities().names().map(str::to_owned).collect(),
+        size_bytes: file.metadata().map_or(0, |metadata| metadata.len()),
+        config_schema: description.config_schema.clone(),
+    };
+    show(&inspected, json, ui)
+}
+
+/// Inspects a plugin in a child process.
+pub(super) fn in_child(file: &Path, json: bool, ui: &Ui) -> Result<ExitCode> {
+    match inspect(file)? {
+        Ok(inspected) => show(&inspected, json, ui),
+        Err(Refused { code, report }) => {
+            // The child has told it in full.
+            ui.aside(report.trim_end());
+            Ok(ExitCode::from(code))
+        }
+    }
+}
+
+/// How the child refused a plugin.
+pub(super) struct Refused {
+    pub(super) code: u8,
+    pub(super) report: String,
+}
+
+/// Loads a plugin in a child process and returns what it is, or what the child says against it.
+pub(super) fn inspect(file: &Path) -> Result<std::result::Result<Inspected, Refused>> {
+    let failed = |what: &str| Error::new(ErrorKind::Io, what.to_owned());
+    let output = Command::new("/proc/self/exe")
+        .args(["plugin", "inspect", "--in-process", "--json", "--"])
+        .arg(file)
+        .output()
+        .map_err(|error| failed("cannot start a process to load the plugin in").because(error))?;
+    if output.status.success() {
+        let document: Document = serde_json::from_slice(&output.stdout)
+            .map_err(|error| failed("the plugin's process gave no answer").because(error))?;
+        return Ok(Ok(document.data));
+    }
+    let report = String::from_utf8_lossy(&output.stderr).into_owned();
+    Ok(Err(match output.status.signal() {
+        Some(signal) => Refused {
+            code: 1,
+            report: format!(
+                "error: {} crashed the process that loaded it (signal {signal})\n{report}\
+                 hint: do not install it; report it to its author",
+                file.display()
+            ),
+        },
+        None => Refused {
+            code: output
+                .status
+                .code()
+                .and_then(|code| u8::try_from(code).ok())
+                .unwrap_or(1),
+            report,
+        },
+    }))
+}
+
+fn show(inspected: &Inspected, json: bool, ui: &Ui) -> Result<ExitCode> {
+    if json {
+        ui.json("plugin", inspected)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let language = if inspected.rust {
+        "Rust (layout checked)"
+    } else {
+        "C"
+    };
+    let promises = match inspected.capabilities.join(", ") {
+        none if none.is_empty() => "nothing beyond the contract".to_owned(),
+        promises => promises,
+    };
+    ui.pairs(&[
+        ("File", inspected.file.clone()),
+        ("Backend", inspected.name.clone()),
+        ("Version", inspected.version.clone()),
+        ("Description", inspected.description.clone()),
+        ("ABI", inspected.abi.clone()),
+        ("Interface", language.to_owned()),
+        ("Promises", promises),
+        (
+            "Size",
+            format!("{} bytes", crate::cli::ui::count(inspected.size_bytes)),
+        ),
+    ]);
+    let properties = inspected
+        .config_schema
+        .as_ref()
+        .and_then(|s| s["properties"].as_object());
+    if let Some(properties) = properties.filter(|properties| !properties.is_empty()) {
+        ui.line("");
+        let text = |value: &serde_json::Value| match value {
+            serde_json::Value::Null => String::new(),
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let rows = properties.iter().map(|(name, property)| {
+            vec![
+                name.clone(),
+                text(&property["type"]),
+                text(&property["default"]),
+                text(&property["description"]),
+            ]
+        });
+        ui.table(&["OPTION", "TYPE", "DEFAULT", "MEANING"], rows.collect());
+    }
+    Ok(ExitCode::SUCCESS)
+}

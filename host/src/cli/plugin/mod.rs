@@ -1,0 +1,27 @@
+//! `oxide_flow plugin …`
+
+mod inspect;
+mod list;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::args::{Global, PluginCommand};
+use super::ui::Ui;
+use crate::error::Result;
+
+pub(super) fn run(global: &Global, command: &PluginCommand, ui: &Ui) -> Result<ExitCode> {
+    match command {
+        PluginCommand::List { json } => list::run(global, *json, ui),
+        PluginCommand::Inspect {
+            file,
+            json,
+            in_process: false,
+        } => inspect::in_child(Path::new(file), *json, ui),
+        PluginCommand::Inspect {
+            file,
+            json,
+            in_process: true,
+        } => inspect::here(file, *json, ui),
+    }
+}

@@ -1,0 +1,78 @@
+//! `oxide_flow run`: runs or resumes a pipeline.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::args::{Global, RunArgs};
+use super::run_view::RunView;
+use super::ui::Ui;
+use super::{exit, load_config};
+use crate::app::App;
+use crate::config::{default_pipeline, load_pipeline};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::PipelineName;
+use crate::runner::{Runner, RunnerParts, StopCause, Stopper};
+
+pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> {
+    let config = load_config(global, ui)?;
+    let name: PipelineName = match &args.pipeline {
+        Some(name) => name.clone(),
+        None => default_pipeline(&config)?.parse()?,
+    };
+    let pipeline = load_pipeline(&config, name.as_str(), &super::env)?;
+    let app = App::open(config, &super::env)?;
+    if let Some(reservation) = app.reservation() {
+        ui.warning(&reservation);
+    }
+    let request = app.run_request(&pipeline, args.fresh, args.wait)?;
+    let view = RunView::new(&pipeline, args);
+    let runner = Runner::new(RunnerParts {
+        store: app.store.clone(),
+        clock: Arc::clone(&app.clock),
+        pipeline: &pipeline,
+        project_dir: &app.config.project_dir,
+        environment: &app.config.environment,
+        checkpoint_interval: app.config.state.checkpoint_interval,
+        // Still the same program when the file is replaced during the run.
+        executable: PathBuf::from("/proc/self/exe"),
+        observer: &view,
+    });
+    stop_on_signals(runner.stopper())?;
+    let outcome = runner.run(&request);
+    view.close();
+    let outcome = outcome?;
+    if args.json {
+        ui.json("state", &outcome.state)?;
+    }
+    let code = match &outcome.stopped {
+        None => ExitCode::SUCCESS,
+        Some(_) => ExitCode::from(exit::FAILED),
+    };
+    view.summary(&outcome);
+    Ok(code)
+}
+
+/// The first signal stops the run gracefully, the second at once.
+fn stop_on_signals(stopper: Stopper) -> Result<()> {
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorKind::Io, "cannot listen for signals").because(error)
+    };
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(failed)?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                stopper.stop(StopCause::Signal(match signal {
+                    SIGINT => "SIGINT",
+                    SIGHUP => "SIGHUP",
+                    _ => "SIGTERM",
+                }));
+            }
+        })
+        .map(drop)
+        .map_err(failed)
+}

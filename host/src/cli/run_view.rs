@@ -1,0 +1,266 @@
+//! What a person sees of a run: a progress bar on a terminal, plain lines off it.
+//!
+//! The output of steps goes through, each line marked with its step.
+
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::args::RunArgs;
+use super::ui::{Ui, count, draws_progress, seconds};
+use crate::config::Pipeline;
+use crate::model::{PipelineState, PipelineStatus, StepState};
+use crate::runner::{Begin, Outcome, OutputStream, RunEvent, RunObserver, StopCause};
+
+/// How often progress is told off a terminal.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+pub(super) struct RunView {
+    ui: Ui,
+    pipeline: String,
+    steps: Vec<String>,
+    mark_width: usize,
+    quiet: bool,
+    /// Standard output is for JSON, so nothing else goes there.
+    json: bool,
+    bar: ProgressBar,
+    told: Mutex<Instant>,
+}
+
+impl RunView {
+    pub(super) fn new(pipeline: &Pipeline, args: &RunArgs) -> Self {
+        let bar = if draws_progress() {
+            ProgressBar::new_spinner()
+        } else {
+            ProgressBar::hidden()
+        };
+        Self {
+            ui: Ui::new(),
+            pipeline: pipeline.name.clone(),
+            steps: pipeline.steps.iter().map(|step| step.id.clone()).collect(),
+            mark_width: pipeline
+                .steps
+                .iter()
+                .map(|step| step.name.len())
+                .max()
+                .unwrap_or_default(),
+            quiet: args.quiet,
+            json: args.json,
+            bar,
+            told: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Takes the progress bar away.
+    pub(super) fn close(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// How the run ended.
+    pub(super) fn summary(&self, outcome: &Outcome) {
+        let state = &outcome.state;
+        let name = &self.pipeline;
+        if !outcome.passed_over.is_empty() {
+            let steps = outcome.passed_over.join(", ");
+            self.ui
+                .warning(&format!("steps that failed and were passed over: {steps}"));
+        }
+        let records = records(state.records_processed, state.records_failed);
+        match &outcome.stopped {
+            None => {
+                let took = (state.finished_at.unwrap_or(state.last_heartbeat) - state.started_at)
+                    .num_milliseconds() as f64
+                    / 1000.0;
+                self.ui
+                    .aside(&format!("{name}: completed in {took:.1}s, {records}"));
+            }
+            Some(cause) => {
+                self.ui.aside(&format!(
+                    "{name}: stopped by {}, {records}",
+                    describe(cause)
+                ));
+                self.ui
+                    .aside(&format!("resume with `oxide_flow run {name}`"));
+            }
+        }
+    }
+
+    fn say(&self, text: &str) {
+        self.bar.suspend(|| self.ui.aside(text));
+    }
+
+    fn output(&self, step: &str, stream: OutputStream, line: &str) {
+        if self.quiet {
+            return;
+        }
+        let marked = format!("{step:width$} | {line}", width = self.mark_width);
+        self.bar.suspend(|| match stream {
+            OutputStream::Stdout if !self.json => self.ui.line(&marked),
+            _ => self.ui.aside(&marked),
+        });
+    }
+
+    fn draw(&self, step: &StepState, state: &PipelineState) {
+        let done = step.records_processed + step.records_failed;
+        if let Some(total) = step.records_total {
+            if self.bar.length() != Some(total) {
+                self.bar.set_length(total);
+                self.bar
+                    .set_style(style("{msg} [{bar:30}] {human_pos}/{human_len} {eta}"));
+            }
+        } else {
+            self.bar
+                .set_style(style("{msg} {spinner} {human_pos} records {elapsed}"));
+        }
+        self.bar.set_position(done);
+        if self.bar.is_hidden() {
+            self.tell(step, state, done);
+        }
+    }
+
+    /// A line of progress now and then, for logs.
+    fn tell(&self, step: &StepState, state: &PipelineState, done: u64) {
+        let mut told = self
+            .told
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if told.elapsed() < PLAIN_INTERVAL {
+            return;
+        }
+        *told = Instant::now();
+        let of = step
+            .records_total
+            .map(|total| format!(" of {}", count(total)));
+        let until = state
+            .estimated_completion
+            .map(|at| format!(", until about {}", at.format("%H:%M:%S UTC")));
+        let (name, of, until) = (
+            &step.step_name,
+            of.unwrap_or_default(),
+            until.unwrap_or_default(),
+        );
+        self.ui.aside(&format!(
+            "{}: {name}: {} records{of}{until}",
+            self.pipeline,
+            count(done)
+        ));
+    }
+}
+
+impl RunObserver for RunView {
+    fn event(&self, event: RunEvent<'_>) {
+        let pipeline = &self.pipeline;
+        match event {
+            RunEvent::Waiting(lease) => self.say(&format!(
+                "{pipeline}: worker `{}` (pid {} on {}) holds it; waiting",
+                lease.holder.worker_id, lease.holder.pid, lease.holder.host
+            )),
+            RunEvent::TookOver(takeover, left) => {
+                let why = if takeover.process_is_dead {
+                    "is gone"
+                } else {
+                    "has not renewed its lease"
+                };
+                let holder = &takeover.previous.holder;
+                let left = match left {
+                    0 => String::new(),
+                    left => format!("; ended {left} processes it left"),
+                };
+                self.say(&format!(
+                    "{pipeline}: taking over from worker `{}` (pid {} on {}), which {why}{left}",
+                    holder.worker_id, holder.pid, holder.host
+                ));
+            }
+            RunEvent::Began(begin, state) => self.say(&match begin {
+                Begin::First | Begin::New => format!("{pipeline}: run {} begins", state.run_id),
+                Begin::Resumed(status) => format!(
+                    "{pipeline}: run {} resumes ({}) at version {}, {}",
+                    state.run_id,
+                    if *status == PipelineStatus::Running {
+                        "interrupted"
+                    } else {
+                        status.as_str()
+                    },
+                    state.version,
+                    records(state.records_processed, state.records_failed),
+                ),
+            }),
+            RunEvent::StepSkipped(step) => {
+                self.say(&format!("{pipeline}: {} was done before", step.name));
+            }
+            RunEvent::StepStarted(step, state, attempt) => {
+                let place = self
+                    .steps
+                    .iter()
+                    .position(|id| *id == step.id)
+                    .unwrap_or_default()
+                    + 1;
+                let total = self.steps.len();
+                let from = match state.last_processed_id.as_str() {
+                    "" => String::new(),
+                    cursor => format!(" after {cursor}"),
+                };
+                let again = if attempt > 1 {
+                    format!(", attempt {attempt}")
+                } else {
+                    String::new()
+                };
+                let name = &step.name;
+                self.say(&format!(
+                    "{pipeline}: {name} ({place} of {total}) starts{from}{again}"
+                ));
+                self.bar.set_message(step.name.clone());
+                self.bar.reset();
+            }
+            RunEvent::Output(step, stream, line) => self.output(&step.name, stream, line),
+            RunEvent::Progressed(step, state) => {
+                if let Some(at) = state.step_states.get(&step.id) {
+                    self.draw(at, state);
+                }
+            }
+            RunEvent::Checkpointed(..) => self.bar.tick(),
+            RunEvent::StepCompleted(step, state) => self.say(&format!(
+                "{pipeline}: {} done in {:.1}s, {}",
+                step.name,
+                state.processing_time_ms as f64 / 1000.0,
+                records(state.records_processed, state.records_failed),
+            )),
+            RunEvent::StepFailed(step, message, pause) => {
+                let next = match pause {
+                    Some(pause) => format!("; trying again in {}", seconds(pause.as_secs())),
+                    None => String::new(),
+                };
+                self.say(&format!(
+                    "{pipeline}: {} failed: {message}{next}",
+                    step.name
+                ));
+            }
+            RunEvent::Stopping(cause) => {
+                let cause = describe(cause);
+                self.say(&format!(
+                    "{pipeline}: stopping by {cause}; again to stop at once"
+                ));
+            }
+            RunEvent::Warning(text) => self.bar.suspend(|| self.ui.warning(text)),
+        }
+    }
+}
+
+fn describe(cause: &StopCause) -> String {
+    match cause {
+        StopCause::Signal(name) => (*name).to_owned(),
+        StopCause::Request(request) => format!("request of {}", request.from),
+    }
+}
+
+fn records(processed: u64, failed: u64) -> String {
+    match failed {
+        0 => format!("{} records", count(processed)),
+        failed => format!("{} records, {} failed", count(processed), count(failed)),
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

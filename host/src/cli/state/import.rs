@@ -1,0 +1,87 @@
+//! `oxide_flow state import`: replaces the state of a pipeline by one from a file.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::app::App;
+use crate::cli::read_file;
+use crate::cli::ui::{Ui, count, time};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::PipelineName;
+use crate::recovery::{Import, import};
+
+pub(super) fn run(
+    app: &App,
+    pipeline: &PipelineName,
+    file: &Path,
+    yes: bool,
+    wait: Duration,
+    ui: &Ui,
+) -> Result<ExitCode> {
+    let document = parse(file, &read_file(file)?)?;
+    if let Some(existing) = app.store.load_state(pipeline)? {
+        let state = existing.value;
+        ui.aside(&format!(
+            "this replaces the state of `{pipeline}`: {}, {} records, saved {}",
+            state.status.as_str(),
+            count(state.records_processed),
+            time(state.last_heartbeat, app.clock.now()),
+        ));
+        confirm(yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
+    }
+    let backup = app.config.state.backup_enabled;
+    let imported = import(
+        &app.store,
+        &app.clock,
+        Import {
+            pipeline,
+            document,
+            backup,
+            wait,
+        },
+    )?;
+    if let Some(backup_id) = &imported.backup_id {
+        ui.aside(&format!("the state before is kept as backup {backup_id}"));
+    }
+    let state = &imported.state;
+    ui.aside(&format!(
+        "imported the state of `{pipeline}`: {}, {} records, now at version {}",
+        state.status.as_str(),
+        count(state.records_processed),
+        state.version
+    ));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> {
+    if yes {
+        return Ok(());
+    }
+    match ui.confirm(question) {
+        Some(true) => Ok(()),
+        Some(false) => Err(Error::new(ErrorKind::Usage, "nothing was changed")),
+        None => Err(Error::new(
+            ErrorKind::Usage,
+            "nobody is there to confirm; nothing was changed",
+        )
+        .hint("repeat the command with `--yes`")),
+    }
+}
+
+/// JSON is tried first; whatever is not JSON is read as YAML.
+fn parse(file: &Path, text: &str) -> Result<serde_json::Value> {
+    match serde_json::from_str(text) {
+        Ok(document) => Ok(document),
+        Err(json) => serde_saphyr::from_str(text).map_err(|yaml| {
+            let looks_like_json = text.trim_start().starts_with('{');
+            let cause = if looks_like_json {
+                json.to_string()
+            } else {
+                yaml.to_string()
+            };
+            let message = format!("{} is neither JSON nor YAML", file.display());
+            Error::new(ErrorKind::Invalid, message).because(cause)
+        }),
+    }
+}

@@ -1,0 +1,119 @@
+//! `oxide_flow state unlock`: releases the lease of a pipeline.
+//!
+//! From a worker whose process is gone it needs no force. Releasing raises the epoch, so a worker
+//! that lives after all is fenced when the next one takes the pipeline on.
+
+use std::process::ExitCode;
+
+use crate::app::App;
+use crate::cli::ui::{Ui, time};
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::{Liveness, Worker, force_release, this_process};
+use crate::model::{Extra, Lease, PipelineName};
+
+pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> Result<ExitCode> {
+    let holder = match super::holder_of(app, pipeline) {
+        Ok(holder) => holder,
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            return replace_damaged(app, pipeline, force, error, ui);
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(worker) = holder else {
+        ui.aside(&format!("nobody holds pipeline `{pipeline}`"));
+        return Ok(ExitCode::SUCCESS);
+    };
+    let described = describe(app, &worker);
+    ui.aside(&format!("pipeline `{pipeline}` is held by {described}"));
+    if worker.liveness != Liveness::Dead {
+        let question = format!(
+            "Release it from worker `{}`?",
+            worker.lease.holder.worker_id
+        );
+        require_force(
+            force,
+            &question,
+            &format!(
+                "stop it with `oxide_flow worker stop {}`, or add `--force`",
+                worker.lease.holder.worker_id
+            ),
+            ui,
+        )?;
+    }
+    match force_release(&app.store, app.clock.as_ref(), pipeline)? {
+        Some(_) => ui.aside(&format!("released the lease of pipeline `{pipeline}`")),
+        None => ui.aside(&format!(
+            "it was released meanwhile; nobody holds pipeline `{pipeline}`"
+        )),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(app: &App, worker: &Worker) -> String {
+    let (lease, holder) = (&worker.lease, &worker.lease.holder);
+    let process = match worker.liveness {
+        Liveness::Alive => "its process lives",
+        Liveness::Dead => "its process is gone",
+        Liveness::Unknown => "its process cannot be seen from here",
+    };
+    format!(
+        "worker `{}` (pid {} on {}, renewed {}); {process}",
+        holder.worker_id,
+        holder.pid,
+        holder.host,
+        time(lease.renewed_at, app.clock.now())
+    )
+}
+
+fn require_force(force: bool, question: &str, hint: &str, ui: &Ui) -> Result<()> {
+    if force || ui.confirm(question) == Some(true) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::LeaseHeld,
+        "its worker may be alive; nothing was changed",
+    )
+    .hint(hint))
+}
+
+/// A lease record that cannot be read says nothing of its holder; with force, a released one with
+/// a higher epoch than any the state has seen is put in its place.
+fn replace_damaged(
+    app: &App,
+    pipeline: &PipelineName,
+    force: bool,
+    error: Error,
+    ui: &Ui,
+) -> Result<ExitCode> {
+    ui.error(&error);
+    require_force(
+        force,
+        &format!("Replace the damaged lease of `{pipeline}` by a released one?"),
+        &format!(
+            "make sure that no worker runs it, then `oxide_flow state unlock {pipeline} --force`"
+        ),
+        ui,
+    )?;
+    let epoch = app
+        .store
+        .load_state(pipeline)?
+        .map_or(0, |state| state.value.epoch);
+    let now = app.clock.now();
+    app.store.overwrite_lease(&Lease {
+        pipeline_id: pipeline.clone(),
+        holder: this_process()?,
+        // Above what a lease taken after the last save of the state can have had.
+        epoch: epoch + 1000,
+        ttl_ms: 0,
+        purpose: "unlock".to_owned(),
+        acquired_at: now,
+        renewed_at: now,
+        released_at: Some(now),
+        requests: Vec::new(),
+        extra: Extra::new(),
+    })?;
+    ui.aside(&format!(
+        "replaced the damaged lease of pipeline `{pipeline}`"
+    ));
+    Ok(ExitCode::SUCCESS)
+}

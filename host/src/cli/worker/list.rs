@@ -1,0 +1,62 @@
+//! `oxide_flow worker list`: who holds which pipeline.
+
+use std::process::ExitCode;
+
+use super::Shown;
+use crate::app::App;
+use crate::cli::exit;
+use crate::cli::ui::{Ui, seconds};
+use crate::error::{ErrorKind, Result, chain};
+use crate::lease::workers;
+use crate::model::PipelineName;
+
+pub(super) fn run(
+    app: &App,
+    pipeline: Option<&PipelineName>,
+    all: bool,
+    json: bool,
+    ui: &Ui,
+) -> Result<ExitCode> {
+    let wanted = |name: &PipelineName| pipeline.is_none_or(|pipeline| pipeline == name);
+    let (mut workers, mut unreadable) = workers(&app.store, app.clock.as_ref())?;
+    workers.retain(|worker| wanted(&worker.lease.pipeline_id) && (all || worker.is_holding()));
+    unreadable.retain(|(name, _)| wanted(name));
+    for (name, error) in &unreadable {
+        ui.warning(&format!(
+            "the lease of `{name}` cannot be read: {}",
+            chain(error)
+        ));
+    }
+    if json {
+        ui.json(
+            "worker-list",
+            &workers.iter().map(Shown::from).collect::<Vec<_>>(),
+        )?;
+    } else if workers.is_empty() {
+        ui.aside("no workers");
+    } else {
+        let now = app.clock.now();
+        let rows = workers.iter().map(|worker| {
+            let (lease, holder) = (&worker.lease, &worker.lease.holder);
+            let age = (now - lease.renewed_at).num_seconds().max(0).unsigned_abs();
+            vec![
+                holder.worker_id.clone(),
+                lease.pipeline_id.to_string(),
+                worker.status.as_str().to_owned(),
+                lease.purpose.clone(),
+                holder.host.clone(),
+                holder.pid.to_string(),
+                lease.epoch.to_string(),
+                format!("{} ago", seconds(age)),
+            ]
+        });
+        let header = [
+            "WORKER", "PIPELINE", "STATUS", "DOES", "HOST", "PID", "EPOCH", "RENEWED",
+        ];
+        ui.table(&header, rows.collect());
+    }
+    let corrupt = unreadable
+        .iter()
+        .any(|(_, error)| error.kind() == ErrorKind::Corrupt);
+    Ok(ExitCode::from(if corrupt { exit::CORRUPT } else { 0 }))
+}

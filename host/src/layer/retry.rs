@@ -1,0 +1,354 @@
+//! Repeats backend calls that failed for a passing reason, within the call's deadline.
+//!
+//! Sits directly above one backend, so each backend has its own retry budget. A write with
+//! unknown outcome is read back, never blindly repeated (contract C4): what is stored tells
+//! whether it happened, and a compare-and-swap that has not happened can be tried again, since
+//! of two attempts with one expectation only one can succeed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use oxiflow_plugin_api::{
+    BackendError, Call, Capabilities, Entry, ErrorKind, Expected, Health, Listed, Storage, Version,
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const MOST_ATTEMPTS: u32 = 8;
+
+/// A storage that repeats what failed for a passing reason.
+pub struct Retry {
+    inner: Arc<dyn Storage>,
+}
+
+impl Retry {
+    /// Retries on top of this storage.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Storage>) -> Self {
+        Self { inner }
+    }
+}
+
+/// Counts the attempts of one call and waits between them.
+struct Attempts<'a> {
+    call: &'a Call,
+    made: u32,
+    pause: Duration,
+}
+
+impl<'a> Attempts<'a> {
+    fn new(call: &'a Call) -> Self {
+        Self {
+            call,
+            made: 1,
+            pause: FIRST_PAUSE,
+        }
+    }
+
+    /// Waits for the next attempt; `false` when there is no time or budget for one.
+    fn next(&mut self, error: &BackendError) -> bool {
+        let end = Instant::now() + self.pause;
+        let in_time = self.call.deadline().is_none_or(|deadline| end < deadline);
+        if self.made >= MOST_ATTEMPTS || !in_time {
+            return false;
+        }
+        tracing::debug!(attempt = self.made, pause_ms = self.pause.as_millis(), %error, "retrying");
+        std::thread::sleep(self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.made += 1;
+        true
+    }
+}
+
+fn repeat<T>(
+    call: &Call,
+    mut attempt: impl FnMut() -> Result<T, BackendError>,
+) -> Result<T, BackendError> {
+    let mut attempts = Attempts::new(call);
+    loop {
+        match attempt() {
+            Err(error) if error.kind().is_retryable() && attempts.next(&error) => {}
+            result => return result,
+        }
+    }
+}
+
+/// What is stored, compared to what a write of unknown outcome wanted.
+enum Outcome {
+    /// The write happened, and made this version.
+    Happened(Option<Version>),
+    /// What was expected before is still there: the write has not happened.
+    NotYet,
+    /// Something else is stored; whether the write happened before cannot be told.
+    Unknown,
+}
+
+impl Retry {
+    fn read_back(
+        &self,
+        call: &Call,
+        key: &str,
+        wanted: Option<&[u8]>,
+        expected: &Expected,
+    ) -> Result<Outcome, BackendError> {
+        let stored = repeat(call, || self.inner.get(call, key))?;
+        let current = stored.as_ref().map(|entry| entry.version);
+        let as_wanted = stored.as_ref().map(|entry| entry.value.as_slice()) == wanted;
+        let untouched = *expected != Expected::Any && expected.check(current.as_ref()).is_ok();
+        // A write that stores what was stored before is told apart by the version alone.
+        Ok(match (as_wanted, untouched) {
+            (_, true) => Outcome::NotYet,
+            (true, false) => Outcome::Happened(current),
+            (false, false) => Outcome::Unknown,
+        })
+    }
+
+    /// Runs a write, reading back whenever its outcome is unknown. `wanted` is what it stores,
+    /// `None` for a delete. Returns the version it made (`None` for a delete) and whether it
+    /// changed anything.
+    fn write<T>(
+        &self,
+        call: &Call,
+        key: &str,
+        wanted: Option<&[u8]>,
+        expected: &Expected,
+        attempt: impl Fn() -> Result<T, BackendError>,
+        happened: impl Fn(Option<Version>) -> Option<T>,
+    ) -> Result<T, BackendError> {
+        let mut attempts = Attempts::new(call);
+        let mut in_doubt: Option<BackendError> = None;
+        loop {
+            let error = match attempt() {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            // A conflict after an attempt in doubt may be with that very attempt.
+            let doubtful = error.kind() == ErrorKind::OutcomeUnknown
+                || (error.kind() == ErrorKind::Conflict && in_doubt.is_some());
+            if !doubtful {
+                if error.kind().is_retryable() && attempts.next(&error) {
+                    continue;
+                }
+                // An earlier attempt may have happened although this one did not.
+                return Err(in_doubt.unwrap_or(error));
+            }
+            match self.read_back(call, key, wanted, expected) {
+                Ok(Outcome::Happened(version)) => {
+                    return happened(version).ok_or(error);
+                }
+                Ok(Outcome::NotYet) if attempts.next(&error) => in_doubt = Some(error),
+                Ok(Outcome::Unknown) if error.kind() == ErrorKind::Conflict => return Err(error),
+                Ok(Outcome::NotYet | Outcome::Unknown) | Err(_) => {
+                    return Err(in_doubt.unwrap_or(error));
+                }
+            }
+        }
+    }
+}
+
+impl Storage for Retry {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
+        repeat(call, || self.inner.get(call, key))
+    }
+
+    fn put(
+        &self,
+        call: &Call,
+        key: &str,
+        value: &[u8],
+        expected: &Expected,
+    ) -> Result<Version, BackendError> {
+        let attempt = || self.inner.put(call, key, value, expected);
+        self.write(call, key, Some(value), expected, attempt, |version| version)
+    }
+
+    fn delete(&self, call: &Call, key: &str, expected: &Expected) -> Result<bool, BackendError> {
+        let attempt = || self.inner.delete(call, key, expected);
+        self.write(call, key, None, expected, attempt, |_| Some(true))
+    }
+
+    fn list(
+        &self,
+        call: &Call,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, BackendError> {
+        repeat(call, || self.inner.list(call, prefix, after, limit))
+    }
+
+    fn health(&self, call: &Call) -> Result<Health, BackendError> {
+        self.inner.health(call)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// A one-process store whose next writes fail as scripted.
+    #[derive(Default)]
+    struct Scripted {
+        script: Mutex<Vec<Fault>>,
+        entries: Mutex<BTreeMap<String, Entry>>,
+        counter: Mutex<u64>,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Fault {
+        /// Fails before the write.
+        Unavailable,
+        /// Writes, and then loses the answer.
+        WrittenThenUnknown,
+        /// Does not write, and loses the answer.
+        UnwrittenUnknown,
+        /// Somebody else writes, and the answer is lost.
+        OvertakenUnknown,
+    }
+
+    impl Scripted {
+        fn failing(script: &[Fault]) -> (Retry, Arc<Self>) {
+            let script = Mutex::new(script.iter().rev().copied().collect());
+            let inner = Arc::new(Self {
+                script,
+                ..Self::default()
+            });
+            (Retry::new(Arc::<Self>::clone(&inner)), inner)
+        }
+
+        fn store(
+            &self,
+            key: &str,
+            value: &[u8],
+            expected: &Expected,
+        ) -> Result<Version, BackendError> {
+            let mut entries = self.entries.lock().unwrap();
+            expected.check(entries.get(key).map(|entry| &entry.version))?;
+            let mut counter = self.counter.lock().unwrap();
+            *counter += 1;
+            let version = Version::from(*counter);
+            entries.insert(
+                key.to_owned(),
+                Entry {
+                    value: value.to_vec(),
+                    version,
+                },
+            );
+            Ok(version)
+        }
+    }
+
+    impl Storage for Scripted {
+        fn capabilities(&self) -> Capabilities {
+            Capabilities::NONE
+        }
+
+        fn get(&self, _call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
+            Ok(self.entries.lock().unwrap().get(key).cloned())
+        }
+
+        fn put(
+            &self,
+            _call: &Call,
+            key: &str,
+            value: &[u8],
+            expected: &Expected,
+        ) -> Result<Version, BackendError> {
+            let fault = self.script.lock().unwrap().pop();
+            match fault {
+                None => self.store(key, value, expected),
+                Some(Fault::Unavailable) => Err(BackendError::unavailable("down")),
+                Some(Fault::WrittenThenUnknown) => {
+                    self.store(key, value, expected)?;
+                    Err(BackendError::outcome_unknown("lost"))
+                }
+                Some(Fault::UnwrittenUnknown) => Err(BackendError::outcome_unknown("lost")),
+                Some(Fault::OvertakenUnknown) => {
+                    self.store(key, b"theirs", &Expected::Any)?;
+                    Err(BackendError::outcome_unknown("lost"))
+                }
+            }
+        }
+
+        fn delete(&self, _: &Call, _: &str, _: &Expected) -> Result<bool, BackendError> {
+            Ok(false)
+        }
+
+        fn list(
+            &self,
+            _: &Call,
+            _: &str,
+            _: Option<&str>,
+            _: usize,
+        ) -> Result<Vec<Listed>, BackendError> {
+            Ok(Vec::new())
+        }
+
+        fn health(&self, _: &Call) -> Result<Health, BackendError> {
+            Ok(Health::default())
+        }
+    }
+
+    fn put(store: &Retry, expected: Expected) -> Result<Version, BackendError> {
+        store.put(
+            &Call::within(Duration::from_secs(5)),
+            "k",
+            b"ours",
+            &expected,
+        )
+    }
+
+    #[test]
+    fn an_unavailable_store_is_tried_again() {
+        let (store, _) = Scripted::failing(&[Fault::Unavailable, Fault::Unavailable]);
+        assert_eq!(put(&store, Expected::Absent).unwrap(), Version::from(1));
+    }
+
+    #[test]
+    fn a_write_that_happened_is_found_by_reading_back_and_not_repeated() {
+        let (store, inner) = Scripted::failing(&[Fault::WrittenThenUnknown]);
+        assert_eq!(put(&store, Expected::Absent).unwrap(), Version::from(1));
+        assert_eq!(*inner.counter.lock().unwrap(), 1);
+    }
+
+    #[test]
+    fn a_swap_that_did_not_happen_is_repeated() {
+        let (store, _) = Scripted::failing(&[Fault::UnwrittenUnknown, Fault::Unavailable]);
+        assert_eq!(put(&store, Expected::Absent).unwrap(), Version::from(1));
+    }
+
+    #[test]
+    fn an_unconditional_write_of_unknown_outcome_is_never_repeated() {
+        let (store, _) = Scripted::failing(&[Fault::UnwrittenUnknown]);
+        assert_eq!(
+            put(&store, Expected::Any).unwrap_err().kind(),
+            ErrorKind::OutcomeUnknown
+        );
+    }
+
+    #[test]
+    fn an_overtaken_write_stays_unknown() {
+        let (store, inner) = Scripted::failing(&[Fault::OvertakenUnknown]);
+        assert_eq!(
+            put(&store, Expected::Absent).unwrap_err().kind(),
+            ErrorKind::OutcomeUnknown
+        );
+        assert_eq!(inner.entries.lock().unwrap()["k"].value, b"theirs");
+    }
+
+    #[test]
+    fn the_deadline_ends_the_attempts() {
+        let (store, inner) = Scripted::failing(&[Fault::Unavailable; 64]);
+        let call = Call::within(Duration::from_millis(50));
+        let error = store.put(&call, "k", b"ours", &Expected::Any).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(inner.script.lock().unwrap().len() > 56);
+    }
+}

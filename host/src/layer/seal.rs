@@ -1,0 +1,208 @@
+//! The form of a stored record: one JSON header line, then the body.
+//!
+//! ```text
+//! {"oxiflow":1,"key":"state/orders","codec":"json","schema":2,"bytes":1234,"sha256":"…","saved_at":"…","check":"…"}
+//! …the body, `bytes` bytes of it…
+//! ```
+//!
+//! `sha256` is that of the body, so `tail -n +2 FILE | head -c BYTES | sha256sum` verifies it by
+//! hand; `check` is the first half of the sha256 of the header line up to `,"check"`. Together
+//! they cover every byte. The header names the key, so a record copied under another name is found
+//! out. A record that does not verify is corrupt, never absent.
+
+use std::fmt::Write as _;
+
+use chrono::{DateTime, Utc};
+use oxiflow_plugin_api::{BackendError, ErrorKind};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+/// The version of the record's form that this oxide_flow writes.
+pub const FORMAT_VERSION: u32 = 1;
+
+const CHECK_FIELD: &str = ",\"check\":\"";
+const CHECK_DIGITS: usize = 32;
+
+/// The first line of a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Version of the record's form.
+    #[serde(rename = "oxiflow")]
+    pub format: u32,
+    /// The key the record was written under.
+    pub key: String,
+    /// How the body is encoded; `json`.
+    pub codec: String,
+    /// Version of the body's schema.
+    pub schema: u32,
+    /// Size of the body, in bytes.
+    pub bytes: usize,
+    /// SHA-256 of the body, in hexadecimal.
+    pub sha256: String,
+    /// When the record was written.
+    pub saved_at: DateTime<Utc>,
+}
+
+/// Makes a record of a JSON body.
+///
+/// # Errors
+/// `Internal` when the header cannot be written as JSON.
+pub fn seal(
+    key: &str,
+    schema: u32,
+    body: &[u8],
+    saved_at: DateTime<Utc>,
+) -> Result<Vec<u8>, BackendError> {
+    let header = Header {
+        format: FORMAT_VERSION,
+        key: key.to_owned(),
+        codec: "json".to_owned(),
+        schema,
+        bytes: body.len(),
+        sha256: hex(&Sha256::digest(body)),
+        saved_at,
+    };
+    let mut record = serde_json::to_vec(&header)
+        .map_err(|error| BackendError::internal(format!("cannot write the header: {error}")))?;
+    record.pop();
+    let check = hex(&Sha256::digest(&record));
+    record.extend_from_slice(CHECK_FIELD.as_bytes());
+    record.extend_from_slice(&check.as_bytes()[..CHECK_DIGITS]);
+    record.extend_from_slice(b"\"}\n");
+    record.extend_from_slice(body);
+    Ok(record)
+}
+
+/// Verifies a record and gives its header and body.
+///
+/// # Errors
+/// `Corrupt` when a byte of it is not as it was written or it belongs to another key;
+/// `Unsupported` when a newer oxide_flow wrote it in another form.
+pub fn unseal<'a>(key: &str, record: &'a [u8]) -> Result<(Header, &'a [u8]), BackendError> {
+    let corrupt = |what: &str| BackendError::corrupt(format!("the record of `{key}` {what}"));
+    let end = record.iter().position(|byte| *byte == b'\n');
+    let (line, body) = match end {
+        Some(end) => (&record[..end], &record[end + 1..]),
+        None => return Err(corrupt("has no whole header line")),
+    };
+    let line = std::str::from_utf8(line).map_err(|_| corrupt("has a header that is not text"))?;
+    let (fields, check) = line
+        .rsplit_once(CHECK_FIELD)
+        .and_then(|(fields, rest)| Some((fields, rest.strip_suffix("\"}")?)))
+        .ok_or_else(|| corrupt("has a header without a check"))?;
+    if hex(&Sha256::digest(fields))[..CHECK_DIGITS] != *check {
+        return Err(corrupt("has a header that fails its check"));
+    }
+    let json = format!("{fields}}}");
+    let format: Format = serde_json::from_str(&json).map_err(|error| {
+        corrupt(&format!(
+            "has a header that is not as it should be: {error}"
+        ))
+    })?;
+    if format.oxiflow > FORMAT_VERSION {
+        let message = format!(
+            "the record of `{key}` has form {}, this oxide_flow reads up to {FORMAT_VERSION}: \
+             a newer version wrote it",
+            format.oxiflow
+        );
+        return Err(BackendError::new(ErrorKind::Unsupported, message));
+    }
+    let header: Header = serde_json::from_str(&json).map_err(|error| {
+        corrupt(&format!(
+            "has a header that is not as it should be: {error}"
+        ))
+    })?;
+    if header.key != key {
+        return Err(corrupt(&format!("is that of `{}`", header.key)));
+    }
+    if body.len() != header.bytes {
+        let (found, written) = (body.len(), header.bytes);
+        return Err(corrupt(&format!(
+            "has a body of {found} bytes where {written} were written"
+        )));
+    }
+    if hex(&Sha256::digest(body)) != header.sha256 {
+        return Err(corrupt("has a body that fails its checksum"));
+    }
+    Ok((header, body))
+}
+
+/// Enough of a header to tell whether the rest can be understood.
+#[derive(Deserialize)]
+struct Format {
+    oxiflow: u32,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a String does not fail.
+            write!(text, "{byte:02x}").unwrap_or_default();
+            text
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Vec<u8> {
+        seal("state/orders", 2, b"{\"a\":1}\n", DateTime::UNIX_EPOCH).unwrap()
+    }
+
+    #[test]
+    fn a_record_gives_back_what_was_sealed() {
+        let record = record();
+        let (header, body) = unseal("state/orders", &record).unwrap();
+        assert_eq!(
+            (header.schema, header.bytes, body),
+            (2, 8, b"{\"a\":1}\n".as_slice())
+        );
+    }
+
+    #[test]
+    fn every_changed_byte_is_found() {
+        let record = record();
+        for at in 0..record.len() {
+            for bit in 0..8 {
+                let mut damaged = record.clone();
+                damaged[at] ^= 1 << bit;
+                let error = unseal("state/orders", &damaged).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Corrupt, "byte {at}, bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_truncation_and_extension_is_found() {
+        let record = record();
+        for length in 0..record.len() {
+            let error = unseal("state/orders", &record[..length]).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Corrupt, "length {length}");
+        }
+        let longer = [record.as_slice(), b"x"].concat();
+        assert_eq!(
+            unseal("state/orders", &longer).unwrap_err().kind(),
+            ErrorKind::Corrupt
+        );
+    }
+
+    #[test]
+    fn a_record_under_another_name_is_found() {
+        let error = unseal("state/other", &record()).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "the record of `state/other` is that of `state/orders`"
+        );
+    }
+
+    #[test]
+    fn a_newer_form_is_refused_and_not_called_corrupt() {
+        let fields = "{\"oxiflow\":9,\"later\":true";
+        let check = hex(&Sha256::digest(fields));
+        let record = format!("{fields}{CHECK_FIELD}{}\"}}\nbody", &check[..CHECK_DIGITS]);
+        let error = unseal("state/orders", record.as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+}

@@ -1,0 +1,176 @@
+//! Acquiring a lease: at once when it is free or its holder is provably dead, otherwise by
+//! watching it until it is released or has not been renewed for its whole time to live.
+
+use std::time::Duration;
+
+use oxiflow_plugin_api::{Expected, Version};
+
+use super::identity::{Liveness, liveness};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Extra, Holder, Lease, PipelineName};
+use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
+
+/// How often a watched lease is looked at, at the most and at the least.
+const SHORTEST_LOOK: Duration = Duration::from_millis(20);
+const LONGEST_LOOK: Duration = Duration::from_millis(500);
+
+/// What to acquire, and how patiently.
+pub struct Acquire<'a> {
+    /// The pipeline.
+    pub pipeline: &'a PipelineName,
+    /// Who wants it.
+    pub holder: &'a Holder,
+    /// What for; shown to others.
+    pub purpose: &'a str,
+    /// How long the lease lasts after each renewal.
+    pub ttl: Duration,
+    /// How long to wait for a live holder to release it; zero fails at once.
+    pub wait: Duration,
+    /// The epoch is made greater than this, which is that of the state: it never goes back, also
+    /// when the lease record was lost.
+    pub epoch_floor: u64,
+    /// Told once when waiting begins: the lease waited for.
+    pub on_wait: &'a mut dyn FnMut(&Lease),
+}
+
+/// A lease that is now held.
+#[derive(Debug)]
+pub struct Acquired {
+    /// The lease and its version.
+    pub lease: Versioned<Lease>,
+    /// Whom it was taken from, when it was not free.
+    pub takeover: Option<Takeover>,
+}
+
+/// Whom a lease was taken from, and why that was allowed.
+#[derive(Clone, Debug)]
+pub struct Takeover {
+    /// The lease as it was.
+    pub previous: Lease,
+    /// Whether its process is known to be dead; otherwise its time ran out.
+    pub process_is_dead: bool,
+}
+
+/// Acquires a lease.
+///
+/// # Errors
+/// `LeaseHeld`, naming the holder, when a live worker holds it and does not release it in time;
+/// otherwise as the store fails.
+pub fn acquire(store: &StateStore, clock: &dyn Clock, request: Acquire<'_>) -> Result<Acquired> {
+    let started = clock.monotonic();
+    let mut watch: Option<Watch> = None;
+    let mut told = false;
+    loop {
+        let current = store.load_lease(request.pipeline)?;
+        let takeover = match &current {
+            None => None,
+            Some(lease) if lease.value.is_released() => None,
+            Some(lease) => {
+                let watched = Watch::observe(&mut watch, lease.version, clock.monotonic());
+                let dead = liveness(&lease.value.holder) == Liveness::Dead;
+                // More than the time to live: the holder gives up earlier, by its own clock.
+                if !dead && watched <= lease.value.ttl() {
+                    // A lease that looks expired is watched also without being asked to wait,
+                    // since most likely it can be had soon.
+                    let patience = if lease.value.looks_expired(clock.now()) {
+                        request.wait.max(lease.value.ttl() + LONGEST_LOOK)
+                    } else {
+                        request.wait
+                    };
+                    if clock.monotonic() - started >= patience {
+                        return Err(held(&lease.value, request.purpose));
+                    }
+                    if !std::mem::replace(&mut told, true) {
+                        (request.on_wait)(&lease.value);
+                    }
+                    let look = (lease.value.ttl() / 10).clamp(SHORTEST_LOOK, LONGEST_LOOK);
+                    std::thread::sleep(look);
+                    continue;
+                }
+                Some(Takeover {
+                    previous: lease.value.clone(),
+                    process_is_dead: dead,
+                })
+            }
+        };
+        let lease = new_lease(&request, current.as_ref(), clock);
+        let expected = Expected::from(current.as_ref().map(|lease| lease.version));
+        match store.save_lease(&lease, &expected, OPERATION_TIMEOUT) {
+            Ok(version) => {
+                return Ok(Acquired {
+                    lease: Versioned {
+                        value: lease,
+                        version,
+                    },
+                    takeover,
+                });
+            }
+            // Somebody else was faster; look again.
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Since when a version of a lease has been seen unchanged.
+struct Watch {
+    version: Version,
+    since: Duration,
+}
+
+impl Watch {
+    /// Notes what is seen now, and says for how long it has been seen.
+    fn observe(watch: &mut Option<Self>, version: Version, now: Duration) -> Duration {
+        match watch {
+            Some(watch) if watch.version == version => now.saturating_sub(watch.since),
+            _ => {
+                *watch = Some(Self {
+                    version,
+                    since: now,
+                });
+                Duration::ZERO
+            }
+        }
+    }
+}
+
+fn new_lease(
+    request: &Acquire<'_>,
+    current: Option<&Versioned<Lease>>,
+    clock: &dyn Clock,
+) -> Lease {
+    let previous_epoch = current.map_or(0, |lease| lease.value.epoch);
+    let now = clock.now();
+    Lease {
+        pipeline_id: request.pipeline.clone(),
+        holder: request.holder.clone(),
+        epoch: previous_epoch.max(request.epoch_floor) + 1,
+        ttl_ms: u64::try_from(request.ttl.as_millis()).unwrap_or(u64::MAX),
+        purpose: request.purpose.to_owned(),
+        acquired_at: now,
+        renewed_at: now,
+        released_at: None,
+        requests: Vec::new(),
+        extra: current.map_or_else(Extra::new, |lease| lease.value.extra.clone()),
+    }
+}
+
+fn held(lease: &Lease, purpose: &str) -> Error {
+    let (pipeline, holder) = (&lease.pipeline_id, &lease.holder);
+    let message = format!(
+        "pipeline `{pipeline}` is held by worker `{}` (pid {} on {}, {}, since {})",
+        holder.worker_id,
+        holder.pid,
+        holder.host,
+        lease.purpose,
+        lease.acquired_at.format("%Y-%m-%d %H:%M:%S UTC"),
+    );
+    let stop = format!("`oxide_flow worker stop {}`", holder.worker_id);
+    let hint = if purpose == "run" {
+        format!("wait for it with `--wait 30s`, or stop it with {stop}")
+    } else {
+        format!("try again when it is done, or stop it with {stop}")
+    };
+    Error::new(ErrorKind::LeaseHeld, message).hint(hint)
+}

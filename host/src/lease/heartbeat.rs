@@ -1,0 +1,308 @@
+//! Holding a lease: a background thread renews it, obeys what others ask, and notices its loss.
+//!
+//! Each renewal is a compare-and-swap, so a request or a takeover by somebody else shows up as a
+//! conflict. The holder gives up before others may take over: at [`GIVE_UP`] of the time to live
+//! without a renewal, counted from before the last successful attempt was made.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use oxiflow_plugin_api::{Expected, Version};
+
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Lease, Request, RequestKind};
+use crate::store::{StateStore, Versioned};
+
+/// The part of the time to live after which a holder that could not renew gives up, in percent.
+const GIVE_UP_PERCENT: u32 = 80;
+
+/// Something that the holder of a lease must react to.
+#[derive(Clone, Debug)]
+pub enum LeaseEvent {
+    /// Somebody asks to stop; the request has been acknowledged.
+    StopRequested(Request),
+    /// The lease is lost: stop at once and write nothing more.
+    Lost(LostReason),
+}
+
+/// How a lease was lost.
+#[derive(Clone, Debug)]
+pub enum LostReason {
+    /// Another worker took it over.
+    TakenOver(Box<Lease>),
+    /// Somebody released it by force.
+    Released,
+    /// It could not be renewed in time; the text says why.
+    Expired(String),
+}
+
+impl LostReason {
+    /// The loss as an error.
+    #[must_use]
+    pub fn to_error(&self, pipeline: &crate::model::PipelineName) -> Error {
+        let message = match self {
+            Self::TakenOver(lease) => format!(
+                "pipeline `{pipeline}` was taken over by worker `{}` (pid {} on {}, epoch {})",
+                lease.holder.worker_id, lease.holder.pid, lease.holder.host, lease.epoch
+            ),
+            Self::Released => format!("the lease of pipeline `{pipeline}` was released by force"),
+            Self::Expired(cause) => {
+                format!("the lease of pipeline `{pipeline}` could not be renewed in time: {cause}")
+            }
+        };
+        Error::new(ErrorKind::Fenced, message)
+            .hint("this worker stopped; what it had not checkpointed is done again by the next one")
+    }
+}
+
+type Callback = dyn Fn(LeaseEvent) + Send + Sync;
+
+/// A held lease with its heartbeat. Dropping it stops the heartbeat and does not release.
+pub struct HeldLease {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    store: StateStore,
+    clock: Arc<dyn Clock>,
+    interval: Duration,
+    on_event: Box<Callback>,
+    inner: Mutex<Inner>,
+    wake: Condvar,
+}
+
+struct Inner {
+    lease: Versioned<Lease>,
+    /// Monotonic time before the attempt that last renewed the lease.
+    renewed: Duration,
+    lost: Option<LostReason>,
+    stopping: bool,
+}
+
+impl HeldLease {
+    /// Starts the heartbeat of a lease that was just acquired.
+    ///
+    /// # Errors
+    /// `Io` when the thread cannot be started.
+    pub fn start(
+        store: StateStore,
+        clock: Arc<dyn Clock>,
+        lease: Versioned<Lease>,
+        interval: Duration,
+        on_event: impl Fn(LeaseEvent) + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let renewed = clock.monotonic();
+        let inner = Mutex::new(Inner {
+            lease,
+            renewed,
+            lost: None,
+            stopping: false,
+        });
+        let on_event = Box::new(on_event);
+        let shared = Arc::new(Shared {
+            store,
+            clock,
+            interval,
+            on_event,
+            inner,
+            wake: Condvar::new(),
+        });
+        let thread = std::thread::Builder::new()
+            .name("heartbeat".into())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || shared.beat()
+            })
+            .map_err(|error| {
+                Error::new(ErrorKind::Io, "cannot start the heartbeat thread").because(error)
+            })?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// The lease as last written.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        self.shared.lock().lease.value.clone()
+    }
+
+    /// Why the lease was lost; `None` while it is held as far as is known.
+    #[must_use]
+    pub fn lost(&self) -> Option<LostReason> {
+        self.shared.lock().lost.clone()
+    }
+
+    /// Reads who holds the lease now. For naming the winner after a save conflicted.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn look_for_usurper(&self) -> Result<Option<LostReason>> {
+        let mine = self.lease();
+        let current = self.shared.store.load_lease(&mine.pipeline_id)?;
+        Ok(lost_to(&mine, current.as_ref()))
+    }
+
+    /// Stops the heartbeat and gives the lease back. Does nothing when it is lost already.
+    ///
+    /// # Errors
+    /// As the store fails; the lease then runs out by itself.
+    pub fn release(mut self) -> Result<()> {
+        self.stop();
+        let (mine, lost) = {
+            let inner = self.shared.lock();
+            (inner.lease.value.clone(), inner.lost.is_some())
+        };
+        if lost {
+            return Ok(());
+        }
+        let now = self.shared.clock.now();
+        self.shared.store.update_lease(&mine.pipeline_id, |lease| {
+            let still_mine = is_mine(&mine, lease) && !lease.is_released();
+            if still_mine {
+                lease.released_at = Some(now);
+            }
+            still_mine
+        })?;
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.shared.lock().stopping = true;
+        self.shared.wake.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the heartbeat thread panicked");
+        }
+    }
+}
+
+impl Drop for HeldLease {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The body of the heartbeat thread.
+    fn beat(&self) {
+        let mut pause = self.interval;
+        loop {
+            let inner = self.lock();
+            let (inner, _) = self
+                .wake
+                .wait_timeout_while(inner, pause, |inner| !inner.stopping)
+                .unwrap_or_else(PoisonError::into_inner);
+            if inner.stopping {
+                return;
+            }
+            let (lease, renewed) = (inner.lease.clone(), inner.renewed);
+            drop(inner);
+
+            let give_up = lease.value.ttl() * GIVE_UP_PERCENT / 100;
+            let left = (renewed + give_up).saturating_sub(self.clock.monotonic());
+            match self.renew(&lease, left) {
+                Ok(None) => pause = self.interval,
+                Ok(Some(lost)) => return self.lose(lost),
+                Err(error) => {
+                    // Time left is measured anew: the attempt itself took some.
+                    let left = (renewed + give_up).saturating_sub(self.clock.monotonic());
+                    if left.is_zero() {
+                        let cause = crate::error::chain(&error);
+                        return self.lose(LostReason::Expired(cause));
+                    }
+                    tracing::warn!(
+                        pipeline = %lease.value.pipeline_id, error = crate::error::chain(&error),
+                        left_ms = left.as_millis(), "cannot renew the lease; trying again"
+                    );
+                    pause = (self.interval / 4).min(left);
+                }
+            }
+        }
+    }
+
+    /// Renews the lease once; says how it was lost if it is. A process that was suspended past its
+    /// lease comes here too: if nobody took over meanwhile, the swap succeeds and it goes on.
+    fn renew(&self, held: &Versioned<Lease>, left: Duration) -> Result<Option<LostReason>> {
+        let mut next = held.value.clone();
+        let mut expected = held.version;
+        let mut new_requests = Vec::new();
+        loop {
+            let attempted = self.clock.monotonic();
+            next.renewed_at = self.clock.now();
+            let timeout = left.max(self.interval);
+            match self
+                .store
+                .save_lease(&next, &Expected::Version(expected), timeout)
+            {
+                Ok(version) => {
+                    self.renewed(next, version, attempted);
+                    for request in new_requests {
+                        (self.on_event)(LeaseEvent::StopRequested(request));
+                    }
+                    return Ok(None);
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+            let current = self.store.load_lease(&held.value.pipeline_id)?;
+            if let Some(lost) = lost_to(&held.value, current.as_ref()) {
+                return Ok(Some(lost));
+            }
+            // Still ours: somebody added a request. `lost_to` has seen that there is a record.
+            let Some(current) = current else {
+                return Ok(Some(LostReason::Released));
+            };
+            expected = current.version;
+            next = current.value;
+            new_requests.clear();
+            for request in &mut next.requests {
+                if request.acknowledged_at.is_none() {
+                    request.acknowledged_at = Some(self.clock.now());
+                    match request.kind {
+                        RequestKind::Stop => new_requests.push(request.clone()),
+                    }
+                }
+            }
+        }
+    }
+
+    fn renewed(&self, lease: Lease, version: Version, attempted: Duration) {
+        let mut inner = self.lock();
+        inner.lease = Versioned {
+            value: lease,
+            version,
+        };
+        inner.renewed = attempted;
+    }
+
+    fn lose(&self, reason: LostReason) {
+        self.lock().lost = Some(reason.clone());
+        (self.on_event)(LeaseEvent::Lost(reason));
+    }
+}
+
+fn is_mine(mine: &Lease, current: &Lease) -> bool {
+    current.epoch == mine.epoch && current.holder.worker_id == mine.holder.worker_id
+}
+
+/// How `mine` was lost, by what is stored now; `None` while it is mine.
+fn lost_to(mine: &Lease, current: Option<&Versioned<Lease>>) -> Option<LostReason> {
+    match current.map(|lease| &lease.value) {
+        None => Some(LostReason::Released),
+        Some(current) if !is_mine(mine, current) => {
+            Some(LostReason::TakenOver(Box::new(current.clone())))
+        }
+        Some(current) if current.is_released() => Some(LostReason::Released),
+        Some(_) => None,
+    }
+}

@@ -1,0 +1,152 @@
+//! Which process a worker is, and whether that process still lives.
+//!
+//! A pid alone names nothing: numbers are reused, and two containers on one kernel have the same
+//! numbers for different processes. Boot id, pid namespace and start time make it unique.
+
+use std::fs;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Holder;
+
+/// What can be said of a worker's process from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// It runs on this machine.
+    Alive,
+    /// It ran on this machine and is gone.
+    Dead,
+    /// It runs elsewhere: another machine, boot or container.
+    Unknown,
+}
+
+impl Liveness {
+    /// The word that is shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Dead => "dead",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// This process as a lease holder, under a new worker id.
+///
+/// # Errors
+/// `Io` when /proc cannot be read.
+pub fn this_process() -> Result<Holder> {
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let pid = std::process::id();
+    let unique = ulid::Ulid::generate().to_string().to_lowercase();
+    let start_time = start_time(pid).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Io,
+            "cannot read this process's start time from /proc",
+        )
+    })?;
+    Ok(Holder {
+        // The last digits of a ulid are random; six of them are enough beside host and pid.
+        worker_id: format!("{host}-{pid}-{}", &unique[unique.len() - 6..]),
+        host,
+        boot_id: boot_id()?,
+        pid_namespace: pid_namespace()?,
+        pid,
+        pid_start_time: start_time,
+    })
+}
+
+/// Whether the holder's process still lives, as far as this process can tell.
+#[must_use]
+pub fn liveness(holder: &Holder) -> Liveness {
+    let same_kernel = boot_id().is_ok_and(|id| id == holder.boot_id);
+    let same_namespace = pid_namespace().is_ok_and(|id| id == holder.pid_namespace);
+    if !(same_kernel && same_namespace) {
+        Liveness::Unknown
+    } else if start_time(holder.pid) == Some(holder.pid_start_time) {
+        Liveness::Alive
+    } else {
+        Liveness::Dead
+    }
+}
+
+fn boot_id() -> Result<String> {
+    read("/proc/sys/kernel/random/boot_id")
+}
+
+fn read(path: &str) -> Result<String> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Error::new(ErrorKind::Io, format!("cannot read {path}")).because(error))?;
+    Ok(text.trim().to_owned())
+}
+
+fn pid_namespace() -> Result<String> {
+    let link = fs::read_link("/proc/self/ns/pid").map_err(|error| {
+        Error::new(ErrorKind::Io, "cannot read /proc/self/ns/pid").because(error)
+    })?;
+    Ok(link.to_string_lossy().into_owned())
+}
+
+/// Start of a process in clock ticks since boot; `None` when there is no such process, or only
+/// its zombie.
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command in parentheses may hold anything, also spaces and parentheses.
+    let fields = &stat[stat.rfind(')')? + 1..];
+    let mut fields = fields.split_ascii_whitespace();
+    let process_state = fields.next()?;
+    if matches!(process_state, "Z" | "X") {
+        return None;
+    }
+    // proc(5): the start time is field 22; the state was field 3.
+    fields.nth(18)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_alive_and_its_pid_with_another_start_time_is_not() {
+        let holder = this_process().unwrap();
+        assert_eq!(liveness(&holder), Liveness::Alive);
+        let reused = Holder {
+            pid_start_time: holder.pid_start_time + 1,
+            ..holder.clone()
+        };
+        assert_eq!(liveness(&reused), Liveness::Dead);
+        let elsewhere = Holder {
+            boot_id: "another".into(),
+            ..holder.clone()
+        };
+        assert_eq!(liveness(&elsewhere), Liveness::Unknown);
+        let container = Holder {
+            pid_namespace: "pid:[1]".into(),
+            ..holder
+        };
+        assert_eq!(liveness(&container), Liveness::Unknown);
+    }
+
+    #[test]
+    fn a_zombie_is_dead() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let start = start_time(child.id()).unwrap();
+        let holder = Holder {
+            pid: child.id(),
+            pid_start_time: start,
+            ..this_process().unwrap()
+        };
+        assert_eq!(liveness(&holder), Liveness::Alive);
+        child.kill().unwrap();
+        while liveness(&holder) != Liveness::Dead {
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+    }
+}

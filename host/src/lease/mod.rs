@@ -1,0 +1,18 @@
+//! Who runs a pipeline: acquiring, renewing and releasing its lease, and asking things of workers.
+//!
+//! A lease reduces overlap; safety is the compare-and-swap of every save. Elapsed time is
+//! measured on this process's monotonic clock, counted from the last change it observed, so that
+//! no agreement of clocks between hosts is needed: timestamps in the record are for people and
+//! for one-shot commands.
+
+mod acquire;
+mod heartbeat;
+mod identity;
+mod registry;
+
+pub use acquire::{Acquire, Acquired, Takeover, acquire};
+pub use heartbeat::{HeldLease, LeaseEvent, LostReason};
+pub use identity::{Liveness, liveness, this_process};
+pub use registry::{
+    StopOutcome, Worker, WorkerStatus, find_worker, force_release, request_stop, workers,
+};

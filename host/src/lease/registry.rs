@@ -1,0 +1,219 @@
+//! Workers as others see them: listing, finding, asking to stop, releasing what the dead hold.
+
+use chrono::{DateTime, Utc};
+use oxiflow_plugin_api::Expected;
+
+use super::identity::{Liveness, liveness};
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Lease, PipelineName, Request, RequestKind};
+use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
+
+/// A worker: the holder of a lease.
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Its lease.
+    pub lease: Lease,
+    /// What can be said of its process from here.
+    pub liveness: Liveness,
+    /// What follows from lease and process.
+    pub status: WorkerStatus,
+}
+
+/// How a worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerStatus {
+    /// It holds its lease.
+    Active,
+    /// It was asked to stop and has not released yet.
+    Stopping,
+    /// It has not renewed in time, though its process is not known to be dead.
+    Overdue,
+    /// Its process is gone, and the lease still names it.
+    Dead,
+    /// It gave its lease back.
+    Released,
+}
+
+impl WorkerStatus {
+    /// The word that is shown.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Stopping => "stopping",
+            Self::Overdue => "overdue",
+            Self::Dead => "dead",
+            Self::Released => "released",
+        }
+    }
+}
+
+impl Worker {
+    /// The worker behind a lease, as seen at `now`.
+    #[must_use]
+    pub fn of(lease: Lease, now: DateTime<Utc>) -> Self {
+        let liveness = liveness(&lease.holder);
+        let status = if lease.is_released() {
+            WorkerStatus::Released
+        } else if liveness == Liveness::Dead {
+            WorkerStatus::Dead
+        } else if lease.looks_expired(now) {
+            WorkerStatus::Overdue
+        } else if lease
+            .requests
+            .iter()
+            .any(|request| request.kind == RequestKind::Stop)
+        {
+            WorkerStatus::Stopping
+        } else {
+            WorkerStatus::Active
+        };
+        Self {
+            lease,
+            liveness,
+            status,
+        }
+    }
+
+    /// Whether the worker still holds its lease.
+    #[must_use]
+    pub fn is_holding(&self) -> bool {
+        self.status != WorkerStatus::Released
+    }
+}
+
+/// All workers that hold a lease, and per pipeline the one that held it last, by pipeline name.
+/// Leases that cannot be read are returned beside them.
+///
+/// # Errors
+/// As the store fails to list.
+pub fn workers(
+    store: &StateStore,
+    clock: &dyn Clock,
+) -> Result<(Vec<Worker>, Vec<(PipelineName, Error)>)> {
+    let mut workers = Vec::new();
+    let mut unreadable = Vec::new();
+    for pipeline in store.leased_pipelines()? {
+        match store.load_lease(&pipeline) {
+            Ok(lease) => workers.extend(lease.map(|lease| Worker::of(lease.value, clock.now()))),
+            Err(error) => unreadable.push((pipeline, error)),
+        }
+    }
+    Ok((workers, unreadable))
+}
+
+/// Finds a worker by its id.
+///
+/// # Errors
+/// `NotFound` when no lease names it.
+pub fn find_worker(store: &StateStore, clock: &dyn Clock, worker_id: &str) -> Result<Worker> {
+    let (workers, unreadable) = workers(store, clock)?;
+    let found = workers
+        .into_iter()
+        .find(|worker| worker.lease.holder.worker_id == worker_id);
+    found.ok_or_else(|| {
+        let mut message = format!("no lease names a worker `{}`", worker_id.escape_default());
+        if !unreadable.is_empty() {
+            message.push_str(&format!(" ({} leases cannot be read)", unreadable.len()));
+        }
+        Error::new(ErrorKind::NotFound, message).hint("list workers with `oxide_flow worker list`")
+    })
+}
+
+/// What came of asking a worker to stop.
+#[derive(Clone, Debug)]
+pub enum StopOutcome {
+    /// The request is in its lease; the worker acts on it at its next renewal.
+    Requested(Lease),
+    /// Its process is gone; its lease was released.
+    ReleasedDead(Lease),
+    /// It has released its lease already.
+    AlreadyReleased,
+}
+
+/// Asks the worker that holds this lease to stop, or releases the lease when its process is gone.
+///
+/// # Errors
+/// `NotFound` when another worker holds the pipeline by now; otherwise as the store fails.
+pub fn request_stop(
+    store: &StateStore,
+    clock: &dyn Clock,
+    worker: &Worker,
+    from: &str,
+) -> Result<StopOutcome> {
+    let mine = &worker.lease;
+    let dead = worker.liveness == Liveness::Dead;
+    let id = ulid::Ulid::generate().to_string();
+    let mut replaced = false;
+    let updated = store.update_lease(&mine.pipeline_id, |lease| {
+        replaced = lease.epoch != mine.epoch;
+        if replaced || lease.is_released() {
+            return false;
+        }
+        if dead {
+            lease.released_at = Some(clock.now());
+            return true;
+        }
+        let asked = lease
+            .requests
+            .iter()
+            .any(|request| request.kind == RequestKind::Stop);
+        if !asked {
+            lease.requests.push(Request {
+                id: id.clone(),
+                kind: RequestKind::Stop,
+                from: from.to_owned(),
+                requested_at: clock.now(),
+                acknowledged_at: None,
+            });
+        }
+        !asked
+    })?;
+    let pipeline = &mine.pipeline_id;
+    match updated.map(|lease| lease.value) {
+        Some(lease) if !replaced && dead => Ok(StopOutcome::ReleasedDead(lease)),
+        Some(lease) if !replaced && !lease.is_released() => Ok(StopOutcome::Requested(lease)),
+        Some(_) if !replaced => Ok(StopOutcome::AlreadyReleased),
+        _ => Err(Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "worker `{}` no longer holds pipeline `{pipeline}`",
+                mine.holder.worker_id
+            ),
+        )),
+    }
+}
+
+/// Marks the lease of a pipeline released, whoever holds it, with the epoch raised so that the
+/// holder is fenced. Returns the lease as it was; `None` when there was none to release.
+///
+/// # Errors
+/// `Corrupt` when the record cannot be read: then nothing says who holds it, and only
+/// [`StateStore::overwrite_lease`] helps. Otherwise as the store fails.
+pub fn force_release(
+    store: &StateStore,
+    clock: &dyn Clock,
+    pipeline: &PipelineName,
+) -> Result<Option<Lease>> {
+    loop {
+        let Some(lease) = store.load_lease(pipeline)? else {
+            return Ok(None);
+        };
+        if lease.value.is_released() {
+            return Ok(None);
+        }
+        let Versioned {
+            value: previous,
+            version,
+        } = lease;
+        let mut next = previous.clone();
+        next.epoch += 1;
+        next.released_at = Some(clock.now());
+        match store.save_lease(&next, &Expected::Version(version), OPERATION_TIMEOUT) {
+            Ok(_) => return Ok(Some(previous)),
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            Err(error) => return Err(error),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! One attempt at a step: the child process with its pipes.
+//!
+//! Progress comes over a pipe of its own, so that a step may print whatever it likes. Output and
+//! progress are read by threads of their own; the attempt's events arrive in one channel.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+
+use rustix::io::FdFlags;
+use rustix::pipe::PipeFlags;
+
+use super::supervisor;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The variable that names the descriptor for progress.
+pub(super) const PROGRESS_FD: &str = "OXIFLOW_PROGRESS_FD";
+
+/// The longest line of output or progress that is kept in one piece, in bytes.
+const LONGEST_LINE: u64 = 64 * 1024;
+
+/// Which stream of a step a line came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputStream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// What happens in an attempt.
+pub(super) enum ProcessEvent {
+    /// A line of output.
+    Output(OutputStream, String),
+    /// A line on the progress descriptor.
+    Progress(String),
+    /// No more lines will come from one of the three pipes.
+    PipeClosed,
+    /// The step ended.
+    Exited(std::io::Result<ExitStatus>),
+}
+
+/// How many pipes of a step are read.
+pub(super) const PIPES: usize = 3;
+
+/// What to start.
+pub(super) struct ProcessSpec<'a> {
+    pub(super) supervisor: &'a Path,
+    pub(super) arguments: Vec<OsString>,
+    pub(super) folder: &'a Path,
+    pub(super) environment: &'a BTreeMap<String, OsString>,
+}
+
+/// A running attempt. Dropping it kills the step's process group.
+pub(super) struct StepProcess {
+    control: Option<ChildStdin>,
+    waiter: Option<JoinHandle<()>>,
+}
+
+impl StepProcess {
+    /// Starts an attempt; its events are turned into the channel's type by `wrap`.
+    pub(super) fn start<E: Send + 'static>(
+        spec: &ProcessSpec<'_>,
+        events: &Sender<E>,
+        wrap: fn(ProcessEvent) -> E,
+    ) -> Result<Self> {
+        let failed = |what: &str, error: std::io::Error| {
+            Error::new(ErrorKind::Io, format!("cannot start the step: {what}")).because(error)
+        };
+        let (progress, progress_writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
+            .map_err(|error| failed("no pipe for its progress", error.into()))?;
+        rustix::io::fcntl_setfd(&progress_writer, FdFlags::empty())
+            .map_err(|error| failed("no pipe for its progress", error.into()))?;
+        let mut child = Command::new(spec.supervisor)
+            .arg(supervisor::COMMAND)
+            .arg("--")
+            .args(&spec.arguments)
+            .current_dir(spec.folder)
+            .envs(spec.environment)
+            .env(PROGRESS_FD, progress_writer.as_raw_fd().to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // A group of its own, so that Ctrl-C at the terminal reaches only the runner.
+            .process_group(0)
+            .spawn()
+            .map_err(|error| failed(&spec.supervisor.display().to_string(), error))?;
+        drop(progress_writer);
+
+        let control = child.stdin.take();
+        let output = |stream| move |line| ProcessEvent::Output(stream, line);
+        let readers: [(
+            Option<Box<dyn Read + Send>>,
+            Box<dyn Fn(String) -> ProcessEvent + Send>,
+        ); PIPES] = [
+            (
+                boxed(child.stdout.take()),
+                Box::new(output(OutputStream::Stdout)),
+            ),
+            (
+                boxed(child.stderr.take()),
+                Box::new(output(OutputStream::Stderr)),
+            ),
+            (
+                boxed(Some(std::fs::File::from(progress))),
+                Box::new(ProcessEvent::Progress),
+            ),
+        ];
+        for (pipe, event) in readers {
+            let events = events.clone();
+            spawn_thread("step-output", move || {
+                for line in pipe.into_iter().flat_map(Lines::new) {
+                    // The receiver is gone when the run is over; what comes later is nobody's.
+                    if events.send(wrap(event(line))).is_err() {
+                        return;
+                    }
+                }
+                events
+                    .send(wrap(ProcessEvent::PipeClosed))
+                    .unwrap_or_default();
+            })?;
+        }
+        let events = events.clone();
+        let waiter = spawn_thread("step-waiter", move || {
+            let status = wait(&mut child);
+            events
+                .send(wrap(ProcessEvent::Exited(status)))
+                .unwrap_or_default();
+        })?;
+        Ok(Self {
+            control,
+            waiter: Some(waiter),
+        })
+    }
+
+    /// Asks the step to end: SIGTERM to its process group.
+    pub(super) fn terminate(&mut self) {
+        if let Some(control) = &mut self.control
+            && let Err(error) = control.write_all(b"t")
+        {
+            // The supervisor has ended, and with it the step.
+            tracing::debug!(%error, "the step ended before it was asked to");
+        }
+    }
+
+    /// Ends the step: SIGKILL to its process group.
+    pub(super) fn kill(&mut self) {
+        self.control = None;
+    }
+}
+
+impl Drop for StepProcess {
+    fn drop(&mut self) {
+        self.kill();
+        if let Some(waiter) = self.waiter.take()
+            && waiter.join().is_err()
+        {
+            tracing::error!("the thread that waits for a step panicked");
+        }
+    }
+}
+
+fn wait(child: &mut Child) -> std::io::Result<ExitStatus> {
+    child.wait()
+}
+
+fn boxed(pipe: Option<impl Read + Send + 'static>) -> Option<Box<dyn Read + Send>> {
+    pipe.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)
+}
+
+fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map_err(|error| Error::new(ErrorKind::Io, "cannot start a thread").because(error))
+}
+
+/// Lines of a pipe, without their ends; longer ones come in pieces, other bytes than UTF-8 are
+/// replaced.
+struct Lines {
+    pipe: BufReader<Box<dyn Read + Send>>,
+}
+
+impl Lines {
+    fn new(pipe: Box<dyn Read + Send>) -> Self {
+        Self {
+            pipe: BufReader::new(pipe),
+        }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        let mut line = Vec::new();
+        let read = self
+            .pipe
+            .by_ref()
+            .take(LONGEST_LINE)
+            .read_until(b'\n', &mut line);
+        match read {
+            Ok(0) => None,
+            Ok(_) => {
+                while line
+                    .last()
+                    .is_some_and(|byte| matches!(byte, b'\n' | b'\r'))
+                {
+                    line.pop();
+                }
+                Some(String::from_utf8_lossy(&line).into_owned())
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot read what a step writes");
+                None
+            }
+        }
+    }
+}

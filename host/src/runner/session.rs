@@ -1,0 +1,353 @@
+//! One run's hold on its pipeline: the lease, the state in memory, and the last saved version.
+//!
+//! Invariant: every save is a compare-and-swap on the version this run saved last, and the first
+//! save of a run carries the epoch of its lease. Whoever held the pipeline before therefore
+//! conflicts at its next save, however long it was suspended (fencing).
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oxiflow_plugin_api::{Expected, Version};
+
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::{Acquire, HeldLease, LeaseEvent, Takeover, acquire};
+use crate::model::{
+    ErrorRecord, ErrorType, Extra, Holder, Lease, PipelineName, PipelineState, PipelineStatus,
+    StepState,
+};
+use crate::recovery;
+use crate::store::StateStore;
+
+/// What a run needs to begin.
+pub struct RunRequest {
+    /// The pipeline.
+    pub pipeline: PipelineName,
+    /// Who runs it.
+    pub holder: Holder,
+    /// Ids and names of the steps, in order.
+    pub steps: Vec<(String, String)>,
+    /// Ids of the steps whose cursor is kept for the next run after one that ended well.
+    pub incremental: HashSet<String>,
+    /// Start over, also when there is a run that could be resumed.
+    pub fresh: bool,
+    /// Whether a state that `fresh` gives up is backed up first.
+    pub backup: bool,
+    /// How long the lease lasts after each renewal.
+    pub lease_ttl: Duration,
+    /// How often the lease is renewed.
+    pub heartbeat_interval: Duration,
+    /// How long to wait for another worker to finish.
+    pub wait: Duration,
+}
+
+/// How a run began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Begin {
+    /// There was no state.
+    First,
+    /// The run before ended well, or was given up with `fresh`.
+    New,
+    /// The run before goes on; this is how it was left.
+    Resumed(PipelineStatus),
+}
+
+/// A run that began.
+pub struct Begun {
+    /// The run.
+    pub run: Run,
+    /// How it began.
+    pub begin: Begin,
+    /// Whom the lease was taken from.
+    pub takeover: Option<Takeover>,
+}
+
+/// A run under way. Dropping it without an end releases the lease and leaves the state as last
+/// saved, so that the next run resumes there.
+pub struct Run {
+    store: StateStore,
+    clock: Arc<dyn Clock>,
+    lease: Option<HeldLease>,
+    state: PipelineState,
+    version: Version,
+    saved: Duration,
+    dirty: bool,
+}
+
+impl Run {
+    /// Acquires the lease, takes the state on, and starts the heartbeat.
+    ///
+    /// `on_wait` is told once when another worker must be waited for; `after_takeover` runs
+    /// between taking the lease from somebody and anything else; `on_event` is called from the
+    /// heartbeat thread.
+    ///
+    /// # Errors
+    /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged;
+    /// otherwise as the store fails.
+    pub fn begin(
+        store: &StateStore,
+        clock: &Arc<dyn Clock>,
+        request: &RunRequest,
+        on_wait: &mut dyn FnMut(&Lease),
+        after_takeover: &dyn Fn(&Takeover),
+        on_event: impl Fn(LeaseEvent) + Send + Sync + 'static,
+    ) -> Result<Begun> {
+        let pipeline = &request.pipeline;
+        // A damaged state is found before the lease is taken, so that nothing is left behind.
+        let epoch_floor = store
+            .load_state(pipeline)?
+            .map_or(0, |state| state.value.epoch);
+        let acquired = acquire(
+            store,
+            clock.as_ref(),
+            Acquire {
+                pipeline,
+                holder: &request.holder,
+                purpose: "run",
+                ttl: request.lease_ttl,
+                wait: request.wait,
+                epoch_floor,
+                on_wait,
+            },
+        )?;
+        let interval = request.heartbeat_interval;
+        let lease = acquired.lease;
+        let epoch = lease.value.epoch;
+        let held = HeldLease::start(store.clone(), Arc::clone(clock), lease, interval, on_event)?;
+        if let Some(takeover) = &acquired.takeover {
+            after_takeover(takeover);
+        }
+        match take_on(store, clock.as_ref(), request, epoch) {
+            Ok((state, version, begin)) => {
+                let run = Self {
+                    store: store.clone(),
+                    clock: Arc::clone(clock),
+                    lease: Some(held),
+                    state,
+                    version,
+                    saved: clock.monotonic(),
+                    dirty: false,
+                };
+                Ok(Begun {
+                    run,
+                    begin,
+                    takeover: acquired.takeover,
+                })
+            }
+            Err(error) => {
+                if let Err(release) = held.release() {
+                    tracing::warn!(%pipeline, error = %release, "cannot release the lease");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The state in memory.
+    #[must_use]
+    pub fn state(&self) -> &PipelineState {
+        &self.state
+    }
+
+    /// Changes the state in memory; the next save makes it durable.
+    pub fn update(&mut self, change: impl FnOnce(&mut PipelineState)) {
+        change(&mut self.state);
+        self.dirty = true;
+    }
+
+    /// Changes the state and makes it durable. When this returns ok, the change survives a crash.
+    ///
+    /// # Errors
+    /// `Fenced` when another worker took the pipeline over: stop at once. Otherwise as the store
+    /// fails; the change is then in memory, and the next save includes it.
+    pub fn checkpoint(&mut self, change: impl FnOnce(&mut PipelineState)) -> Result<()> {
+        self.update(change);
+        self.save()
+    }
+
+    /// Whether there are changes that are not durable yet.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// Time since the last save.
+    #[must_use]
+    pub fn since_save(&self) -> Duration {
+        self.clock.monotonic().saturating_sub(self.saved)
+    }
+
+    /// Makes the state durable as it is.
+    ///
+    /// # Errors
+    /// As [`checkpoint`](Self::checkpoint).
+    pub fn save(&mut self) -> Result<()> {
+        if let Some(lost) = self.lease.as_ref().and_then(HeldLease::lost) {
+            return Err(lost.to_error(&self.state.pipeline_id));
+        }
+        self.state.last_heartbeat = self.clock.now();
+        let expected = Expected::Version(self.version);
+        match self.store.save_state(&mut self.state, &expected) {
+            Ok(version) => {
+                self.version = version;
+                self.saved = self.clock.monotonic();
+                self.dirty = false;
+                Ok(())
+            }
+            Err(error) if error.kind() == ErrorKind::Conflict => Err(self.explain(error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The run ended well: saves that and releases the lease.
+    ///
+    /// # Errors
+    /// As [`checkpoint`](Self::checkpoint).
+    pub fn complete(self) -> Result<PipelineState> {
+        self.finish(PipelineStatus::Completed)
+    }
+
+    /// The run failed: saves that and releases the lease. The next run resumes at its failed step.
+    ///
+    /// # Errors
+    /// As [`checkpoint`](Self::checkpoint).
+    pub fn fail(mut self, message: &str) -> Result<PipelineState> {
+        let record = self.error_record(None, ErrorType::Processing, message);
+        self.state.add_error(record);
+        self.finish(PipelineStatus::Failed)
+    }
+
+    /// The run is stopped on purpose: saves that and releases the lease. The next run resumes.
+    ///
+    /// # Errors
+    /// As [`checkpoint`](Self::checkpoint).
+    pub fn pause(self) -> Result<PipelineState> {
+        self.finish(PipelineStatus::Paused)
+    }
+
+    /// An error record of now.
+    #[must_use]
+    pub fn error_record(&self, step: Option<&str>, kind: ErrorType, message: &str) -> ErrorRecord {
+        ErrorRecord {
+            error_id: ulid::Ulid::generate().to_string(),
+            step_id: step.map(str::to_owned),
+            error_type: kind,
+            message: message.to_owned(),
+            context: String::new(),
+            timestamp: self.clock.now(),
+            retryable: false,
+            extra: Extra::new(),
+        }
+    }
+
+    pub(super) fn finish(mut self, status: PipelineStatus) -> Result<PipelineState> {
+        let now = self.clock.now();
+        self.checkpoint(|state| state.finish(status, now))?;
+        if let Some(lease) = self.lease.take() {
+            lease.release()?;
+        }
+        Ok(self.state.clone())
+    }
+
+    /// A save conflicted: names the worker that took over.
+    fn explain(&self, conflict: Error) -> Error {
+        let usurper = self.lease.as_ref().map(HeldLease::look_for_usurper);
+        match usurper {
+            Some(Ok(Some(lost))) => lost.to_error(&self.state.pipeline_id).because(conflict),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "cannot read who took the pipeline over");
+                conflict
+            }
+            _ => conflict,
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && let Err(error) = lease.release()
+        {
+            let pipeline = &self.state.pipeline_id;
+            tracing::warn!(%pipeline, %error, "cannot release the lease; it runs out by itself");
+        }
+    }
+}
+
+/// Writes the state under the new epoch, before anything else is done with the pipeline. A worker
+/// that was taken over may save once more in between: that is its acknowledged progress, so it is
+/// read again.
+fn take_on(
+    store: &StateStore,
+    clock: &dyn Clock,
+    request: &RunRequest,
+    epoch: u64,
+) -> Result<(PipelineState, Version, Begin)> {
+    loop {
+        let stored = store.load_state(&request.pipeline)?;
+        let expected = Expected::from(stored.as_ref().map(|state| state.version));
+        let previous = stored.map(|state| state.value);
+        if let Some(previous) = previous.as_ref().filter(|state| state.can_resume())
+            && request.fresh
+            && request.backup
+        {
+            recovery::back_up(store, clock, previous, "before a fresh run")?;
+        }
+        let (mut state, begin) = next_state(request, previous, clock);
+        state.take_on(&request.holder.worker_id, epoch, clock.now());
+        match store.save_state(&mut state, &expected) {
+            Ok(version) => return Ok((state, version, begin)),
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The state a run begins with.
+fn next_state(
+    request: &RunRequest,
+    previous: Option<PipelineState>,
+    clock: &dyn Clock,
+) -> (PipelineState, Begin) {
+    let steps = || {
+        request
+            .steps
+            .iter()
+            .map(|(id, name)| (id.as_str(), name.as_str()))
+    };
+    match previous {
+        Some(mut state) if state.can_resume() && !request.fresh => {
+            let status = state.status;
+            state.add_missing_steps(steps());
+            (state, Begin::Resumed(status))
+        }
+        previous => {
+            let run_id = ulid::Ulid::generate().to_string();
+            let mut state = PipelineState::new(&request.pipeline, &run_id, steps(), clock.now());
+            let begin = if previous.is_some() {
+                Begin::New
+            } else {
+                Begin::First
+            };
+            if let Some(previous) = previous {
+                state.version = previous.version;
+                state.extra = previous.extra;
+                for id in request.incremental.iter().filter(|_| !request.fresh) {
+                    keep_cursor(&mut state, previous.step_states.get(id));
+                }
+            }
+            (state, begin)
+        }
+    }
+}
+
+/// An incremental step starts where it ended in the run before.
+fn keep_cursor(state: &mut PipelineState, previous: Option<&StepState>) {
+    let Some(previous) = previous else { return };
+    if let Some(step) = state.step_states.get_mut(&previous.step_id) {
+        step.last_processed_id
+            .clone_from(&previous.last_processed_id);
+        step.batch_number = previous.batch_number;
+    }
+}

@@ -1,0 +1,24 @@
+//! The key layout. Pipeline names have no slash, so no key of one pipeline starts with another's.
+
+use crate::model::PipelineName;
+
+/// Prefix of all states.
+pub(super) const STATES: &str = "state/";
+
+/// Prefix of all leases.
+pub(super) const LEASES: &str = "lease/";
+
+/// `state/<pipeline>`
+pub(super) fn state(pipeline: &PipelineName) -> String {
+    format!("{STATES}{pipeline}")
+}
+
+/// `lease/<pipeline>`
+pub(super) fn lease(pipeline: &PipelineName) -> String {
+    format!("{LEASES}{pipeline}")
+}
+
+/// `backup/<pipeline>/<backup>`
+pub(super) fn backup(pipeline: &PipelineName, backup_id: &str) -> String {
+    format!("backup/{pipeline}/{backup_id}")
+}

@@ -1,0 +1,295 @@
+//! The typed store: states, leases and backups under their keys, over sealed records.
+//!
+//! The one place that knows the key layout. Every change of a record that others may change goes
+//! through compare-and-swap; [`StateStore::update_lease`] is the loop for it.
+
+mod keys;
+
+use std::time::{Duration, Instant};
+
+use oxiflow_plugin_api::{Call, Capabilities, Expected, Health, Version};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::layer::{Record, Records};
+use crate::model::{Backup, Lease, PipelineName, PipelineState, SCHEMA_VERSION};
+
+/// How long one operation on the store may take, with its retries.
+pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Version of the schema of leases and backups.
+const AUXILIARY_SCHEMA: u32 = 1;
+
+const PAGE: usize = 1000;
+
+/// A value and the version of the record it was read from.
+#[derive(Clone, Debug)]
+pub struct Versioned<T> {
+    /// The value.
+    pub value: T,
+    /// What the next compare-and-swap expects.
+    pub version: Version,
+}
+
+/// States, leases and backups of all pipelines in one storage.
+#[derive(Clone)]
+pub struct StateStore {
+    records: Records,
+}
+
+impl StateStore {
+    /// A store over these records.
+    #[must_use]
+    pub fn new(records: Records) -> Self {
+        Self { records }
+    }
+
+    /// What the storage promises.
+    #[must_use]
+    pub fn capabilities(&self) -> Capabilities {
+        self.records.capabilities()
+    }
+
+    /// Reads the state of a pipeline; `None` when it has none.
+    ///
+    /// # Errors
+    /// `Corrupt` when the record is damaged, `Unsupported` when a newer oxide_flow wrote it;
+    /// otherwise as the storage fails.
+    pub fn load_state(&self, pipeline: &PipelineName) -> Result<Option<Versioned<PipelineState>>> {
+        let started = Instant::now();
+        let what = || format!("cannot load the state of pipeline `{pipeline}`");
+        let loaded = self.load(&keys::state(pipeline), SCHEMA_VERSION).map_err(|error| {
+            if error.kind() == ErrorKind::Corrupt {
+                tracing::error!(target: "oxide_flow::state", %pipeline, "State corruption detected");
+            }
+            error.while_doing(what())
+        })?;
+        if let Some(state) = &loaded {
+            check_subject(&state.value, pipeline).map_err(|error| error.while_doing(what()))?;
+            let duration_ms = milliseconds(started);
+            tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms, "State loaded");
+        }
+        Ok(loaded)
+    }
+
+    /// Counts the save in `state.version`, writes the state if `expected` holds, and returns the
+    /// version of the record.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails. The count is undone.
+    pub fn save_state(&self, state: &mut PipelineState, expected: &Expected) -> Result<Version> {
+        let started = Instant::now();
+        let pipeline = state.pipeline_id.clone();
+        state.version += 1;
+        let saved = self.save(&keys::state(&pipeline), SCHEMA_VERSION, state, expected);
+        let (version, bytes) = saved.map_err(|error| {
+            state.version -= 1;
+            error.while_doing(format!("cannot save the state of pipeline `{pipeline}`"))
+        })?;
+        let duration_ms = milliseconds(started);
+        if self.capabilities().contains(Capabilities::DURABLE) {
+            tracing::info!(
+                target: "oxide_flow::state", %pipeline, duration_ms, bytes, "State saved to disk"
+            );
+        } else {
+            tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms, bytes, "State saved");
+        }
+        Ok(version)
+    }
+
+    /// The pipelines that have a state, by name.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn pipelines(&self) -> Result<Vec<PipelineName>> {
+        self.names(keys::STATES, "cannot list the pipelines")
+    }
+
+    /// Reads the lease of a pipeline; `None` when nobody ever held it.
+    ///
+    /// # Errors
+    /// `Corrupt` when the record is damaged; otherwise as the storage fails.
+    pub fn load_lease(&self, pipeline: &PipelineName) -> Result<Option<Versioned<Lease>>> {
+        self.load(&keys::lease(pipeline), AUXILIARY_SCHEMA)
+            .map_err(|error| error.while_doing(format!("cannot load the lease of `{pipeline}`")))
+    }
+
+    /// Writes the lease of a pipeline if `expected` holds. `deadline` bounds the attempt.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn save_lease(
+        &self,
+        lease: &Lease,
+        expected: &Expected,
+        timeout: Duration,
+    ) -> Result<Version> {
+        let pipeline = &lease.pipeline_id;
+        let body = body_of(lease)?;
+        self.records
+            .put(
+                &Call::within(timeout),
+                &keys::lease(pipeline),
+                AUXILIARY_SCHEMA,
+                &body,
+                expected,
+            )
+            .map(|(version, _)| version)
+            .map_err(|error| {
+                Error::from(error).while_doing(format!("cannot write the lease of `{pipeline}`"))
+            })
+    }
+
+    /// Changes the lease of a pipeline, again and again until nobody came in between. `change`
+    /// says whether there is anything to write.
+    ///
+    /// # Errors
+    /// As the storage fails. `None` is returned when there is no lease.
+    pub fn update_lease(
+        &self,
+        pipeline: &PipelineName,
+        mut change: impl FnMut(&mut Lease) -> bool,
+    ) -> Result<Option<Versioned<Lease>>> {
+        loop {
+            let Some(mut lease) = self.load_lease(pipeline)? else {
+                return Ok(None);
+            };
+            if !change(&mut lease.value) {
+                return Ok(Some(lease));
+            }
+            let expected = Expected::Version(lease.version);
+            match self.save_lease(&lease.value, &expected, OPERATION_TIMEOUT) {
+                Ok(version) => return Ok(Some(Versioned { version, ..lease })),
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Writes a lease over whatever is there, also over a damaged record.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn overwrite_lease(&self, lease: &Lease) -> Result<Version> {
+        self.save_lease(lease, &Expected::Any, OPERATION_TIMEOUT)
+    }
+
+    /// The pipelines that have a lease record, released or not, by name.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn leased_pipelines(&self) -> Result<Vec<PipelineName>> {
+        self.names(keys::LEASES, "cannot list the leases")
+    }
+
+    /// Writes a new backup.
+    ///
+    /// # Errors
+    /// `Conflict` when the id is taken; otherwise as the storage fails.
+    pub fn save_backup(&self, backup: &Backup) -> Result<()> {
+        let pipeline = &backup.state.pipeline_id;
+        let key = keys::backup(pipeline, &backup.backup_id);
+        self.save(&key, AUXILIARY_SCHEMA, backup, &Expected::Absent)
+            .map(drop)
+            .map_err(|error| error.while_doing(format!("cannot back up pipeline `{pipeline}`")))
+    }
+
+    /// Asks the storage for its condition.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn health(&self) -> Result<Health> {
+        Ok(self.records.health(&Call::within(OPERATION_TIMEOUT))?)
+    }
+
+    fn load<T: DeserializeOwned>(&self, key: &str, schema: u32) -> Result<Option<Versioned<T>>> {
+        let Some(record) = self.records.get(&Call::within(OPERATION_TIMEOUT), key)? else {
+            return Ok(None);
+        };
+        let value = parse(key, &record, schema)?;
+        Ok(Some(Versioned {
+            value,
+            version: record.version,
+        }))
+    }
+
+    fn save<T: Serialize>(
+        &self,
+        key: &str,
+        schema: u32,
+        value: &T,
+        expected: &Expected,
+    ) -> Result<(Version, usize)> {
+        let body = body_of(value)?;
+        Ok(self.records.put(
+            &Call::within(OPERATION_TIMEOUT),
+            key,
+            schema,
+            &body,
+            expected,
+        )?)
+    }
+
+    fn names(&self, prefix: &str, what: &str) -> Result<Vec<PipelineName>> {
+        let mut names = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let call = Call::within(OPERATION_TIMEOUT);
+            let page = self
+                .records
+                .list(&call, prefix, after.as_deref(), PAGE)
+                .map_err(|error| Error::from(error).while_doing(what))?;
+            for row in &page {
+                match row.key[prefix.len()..].parse() {
+                    Ok(name) => names.push(name),
+                    Err(_) => tracing::warn!(key = row.key, "ignoring a key with a foreign name"),
+                }
+            }
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.key.clone()),
+                _ => return Ok(names),
+            }
+        }
+    }
+}
+
+/// One line of JSON, with its end of line, so that a person can read the file it ends up in.
+fn body_of<T: Serialize>(value: &T) -> Result<Vec<u8>> {
+    let mut body = serde_json::to_vec(value).map_err(|error| {
+        Error::new(ErrorKind::Internal, "cannot write a record as JSON").because(error)
+    })?;
+    body.push(b'\n');
+    Ok(body)
+}
+
+fn parse<T: DeserializeOwned>(key: &str, record: &Record, schema: u32) -> Result<T> {
+    if record.schema > schema {
+        let message = format!(
+            "the record of `{key}` has schema {}, this oxide_flow reads up to {schema}",
+            record.schema
+        );
+        return Err(Error::new(ErrorKind::Unsupported, message)
+            .hint("a newer oxide_flow wrote it: install that version or a later one"));
+    }
+    serde_json::from_slice(&record.body).map_err(|error| {
+        let message = format!("the record of `{key}` is whole, but not what it should be");
+        Error::new(ErrorKind::Corrupt, message).because(error)
+    })
+}
+
+/// A state must be about the pipeline it is stored for.
+fn check_subject(state: &PipelineState, pipeline: &PipelineName) -> Result<()> {
+    if state.pipeline_id == *pipeline {
+        return Ok(());
+    }
+    let message = format!(
+        "the record holds the state of pipeline `{}`",
+        state.pipeline_id
+    );
+    Err(Error::new(ErrorKind::Corrupt, message))
+}
+
+fn milliseconds(started: Instant) -> f64 {
+    (started.elapsed().as_secs_f64() * 10_000.0).round() / 10.0
+}
