@@ -57,7 +57,11 @@ pub struct Takeover {
 /// # Errors
 /// `LeaseHeld`, naming the holder, when a live worker holds it and does not release it in time;
 /// otherwise as the store fails.
-pub fn acquire(store: &StateStore, clock: &dyn Clock, request: Acquire<'_>) -> Result<Acquired> {
+pub fn acquire(
+    store: &StateStore,
+    clock: &dyn Clock,
+    request: &mut Acquire<'_>,
+) -> Result<Acquired> {
     let started = clock.monotonic();
     let mut watch: Option<Watch> = None;
     let mut told = false;
@@ -94,7 +98,7 @@ pub fn acquire(store: &StateStore, clock: &dyn Clock, request: Acquire<'_>) -> R
                 })
             }
         };
-        let lease = new_lease(&request, current.as_ref(), clock);
+        let lease = new_lease(request, current.as_ref(), clock);
         let expected = Expected::from(current.as_ref().map(|lease| lease.version));
         match store.save_lease(&lease, &expected, OPERATION_TIMEOUT) {
             Ok(version) => {

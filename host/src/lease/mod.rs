@@ -14,5 +14,5 @@ pub use acquire::{Acquire, Acquired, Takeover, acquire};
 pub use heartbeat::{HeldLease, LeaseEvent, LostReason};
 pub use identity::{Liveness, liveness, this_process};
 pub use registry::{
-    StopOutcome, Worker, WorkerStatus, find_worker, force_release, request_stop, workers,
+    StopOutcome, Worker, WorkerStatus, Workers, find_worker, force_release, request_stop, workers,
 };

@@ -83,24 +83,32 @@ impl Worker {
     }
 }
 
-/// All workers that hold a lease, and per pipeline the one that held it last, by pipeline name.
-/// Leases that cannot be read are returned beside them.
+/// What the leases say, by pipeline name.
+#[derive(Debug, Default)]
+pub struct Workers {
+    /// Per pipeline the worker that holds its lease, or held it last.
+    pub workers: Vec<Worker>,
+    /// The pipelines whose lease cannot be read.
+    pub unreadable: Vec<(PipelineName, Error)>,
+}
+
+/// Looks at all leases.
 ///
 /// # Errors
 /// As the store fails to list.
-pub fn workers(
-    store: &StateStore,
-    clock: &dyn Clock,
-) -> Result<(Vec<Worker>, Vec<(PipelineName, Error)>)> {
-    let mut workers = Vec::new();
-    let mut unreadable = Vec::new();
+pub fn workers(store: &StateStore, clock: &dyn Clock) -> Result<Workers> {
+    let mut found = Workers::default();
     for pipeline in store.leased_pipelines()? {
         match store.load_lease(&pipeline) {
-            Ok(lease) => workers.extend(lease.map(|lease| Worker::of(lease.value, clock.now()))),
-            Err(error) => unreadable.push((pipeline, error)),
+            Ok(lease) => {
+                found
+                    .workers
+                    .extend(lease.map(|lease| Worker::of(lease.value, clock.now())));
+            }
+            Err(error) => found.unreadable.push((pipeline, error)),
         }
     }
-    Ok((workers, unreadable))
+    Ok(found)
 }
 
 /// Finds a worker by its id.
@@ -108,7 +116,10 @@ pub fn workers(
 /// # Errors
 /// `NotFound` when no lease names it.
 pub fn find_worker(store: &StateStore, clock: &dyn Clock, worker_id: &str) -> Result<Worker> {
-    let (workers, unreadable) = workers(store, clock)?;
+    let Workers {
+        workers,
+        unreadable,
+    } = workers(store, clock)?;
     let found = workers
         .into_iter()
         .find(|worker| worker.lease.holder.worker_id == worker_id);

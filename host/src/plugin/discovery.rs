@@ -2,7 +2,9 @@
 //!
 //! 1. `plugins.path` of the configuration, 2. `OXIFLOW_PLUGIN_PATH` (folders separated by `:`),
 //! 3. the folder of the executable, 4. `../lib/oxiflow/backends` from there, 5. the system's
-//! folders. Absolute folders only, and never the working directory: whoever can write there would
+//!    folders.
+//!
+//! Absolute folders only, and never the working directory: whoever can write there would
 //! otherwise choose what code runs.
 
 use std::path::{Path, PathBuf};

@@ -54,7 +54,7 @@ pub fn import(store: &StateStore, clock: &Arc<dyn Clock>, import: Import<'_>) ->
     let acquired = acquire(
         store,
         clock.as_ref(),
-        Acquire {
+        &mut Acquire {
             pipeline,
             holder: &holder,
             purpose: "import",

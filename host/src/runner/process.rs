@@ -94,38 +94,18 @@ impl StepProcess {
         drop(progress_writer);
 
         let control = child.stdin.take();
-        let output = |stream| move |line| ProcessEvent::Output(stream, line);
-        let readers: [(
-            Option<Box<dyn Read + Send>>,
-            Box<dyn Fn(String) -> ProcessEvent + Send>,
-        ); PIPES] = [
-            (
-                boxed(child.stdout.take()),
-                Box::new(output(OutputStream::Stdout)),
-            ),
-            (
-                boxed(child.stderr.take()),
-                Box::new(output(OutputStream::Stderr)),
-            ),
-            (
-                boxed(Some(std::fs::File::from(progress))),
-                Box::new(ProcessEvent::Progress),
-            ),
-        ];
-        for (pipe, event) in readers {
-            let events = events.clone();
-            spawn_thread("step-output", move || {
-                for line in pipe.into_iter().flat_map(Lines::new) {
-                    // The receiver is gone when the run is over; what comes later is nobody's.
-                    if events.send(wrap(event(line))).is_err() {
-                        return;
-                    }
-                }
-                events
-                    .send(wrap(ProcessEvent::PipeClosed))
-                    .unwrap_or_default();
-            })?;
-        }
+        let out = |line| ProcessEvent::Output(OutputStream::Stdout, line);
+        let err = |line| ProcessEvent::Output(OutputStream::Stderr, line);
+        let progress = Some(std::fs::File::from(progress));
+        read_lines(child.stdout.take(), events.clone(), move |line| {
+            wrap(line.map_or_else(closed, out))
+        })?;
+        read_lines(child.stderr.take(), events.clone(), move |line| {
+            wrap(line.map_or_else(closed, err))
+        })?;
+        read_lines(progress, events.clone(), move |line| {
+            wrap(line.map_or_else(closed, ProcessEvent::Progress))
+        })?;
         let events = events.clone();
         let waiter = spawn_thread("step-waiter", move || {
             let status = wait(&mut child);
@@ -170,8 +150,26 @@ fn wait(child: &mut Child) -> std::io::Result<ExitStatus> {
     child.wait()
 }
 
-fn boxed(pipe: Option<impl Read + Send + 'static>) -> Option<Box<dyn Read + Send>> {
-    pipe.map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)
+fn closed() -> ProcessEvent {
+    ProcessEvent::PipeClosed
+}
+
+/// Sends each line of a pipe as an event, and `None` when there are no more.
+fn read_lines<E: Send + 'static>(
+    pipe: Option<impl Read + Send + 'static>,
+    events: Sender<E>,
+    event: impl Fn(Option<String>) -> E + Send + 'static,
+) -> Result<()> {
+    spawn_thread("step-output", move || {
+        for line in pipe.into_iter().flat_map(Lines::new) {
+            // The receiver is gone when the run is over; what comes later is nobody's.
+            if events.send(event(Some(line))).is_err() {
+                return;
+            }
+        }
+        events.send(event(None)).unwrap_or_default();
+    })
+    .map(drop)
 }
 
 fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
@@ -183,19 +181,19 @@ fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Join
 
 /// Lines of a pipe, without their ends; longer ones come in pieces, other bytes than UTF-8 are
 /// replaced.
-struct Lines {
-    pipe: BufReader<Box<dyn Read + Send>>,
+struct Lines<R> {
+    pipe: BufReader<R>,
 }
 
-impl Lines {
-    fn new(pipe: Box<dyn Read + Send>) -> Self {
+impl<R: Read> Lines<R> {
+    fn new(pipe: R) -> Self {
         Self {
             pipe: BufReader::new(pipe),
         }
     }
 }
 
-impl Iterator for Lines {
+impl<R: Read> Iterator for Lines<R> {
     type Item = String;
 
     fn next(&mut self) -> Option<String> {

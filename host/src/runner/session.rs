@@ -101,7 +101,7 @@ impl Run {
         let acquired = acquire(
             store,
             clock.as_ref(),
-            Acquire {
+            &mut Acquire {
                 pipeline,
                 holder: &request.holder,
                 purpose: "run",

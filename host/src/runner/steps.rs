@@ -399,7 +399,7 @@ impl<'a> Runner<'a> {
             stderr: VecDeque::new(),
             pipes_open: PIPES,
         };
-        following.to_end(run)
+        following.until_end(run)
     }
 
     fn step_environment(
@@ -475,13 +475,10 @@ struct Following<'r, 'a> {
 }
 
 impl Following<'_, '_> {
-    fn to_end(&mut self, run: &mut Run) -> Result<AttemptEnd> {
+    fn until_end(&mut self, run: &mut Run) -> Result<AttemptEnd> {
         loop {
-            let event = match self.runner.events.recv_timeout(self.next_wake(run)) {
-                Ok(event) => Some(event),
-                // The runner holds a sender itself, so the channel is never disconnected.
-                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-            };
+            // The runner holds a sender itself, so an error is always a timeout.
+            let event = self.runner.events.recv_timeout(self.next_wake(run)).ok();
             match event {
                 Some(Event::Process(ProcessEvent::Exited(status))) => {
                     self.drain(run);

@@ -15,7 +15,7 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> R
     let holder = match super::holder_of(app, pipeline) {
         Ok(holder) => holder,
         Err(error) if error.kind() == ErrorKind::Corrupt => {
-            return replace_damaged(app, pipeline, force, error, ui);
+            return replace_damaged(app, pipeline, force, &error, ui);
         }
         Err(error) => return Err(error),
     };
@@ -82,10 +82,10 @@ fn replace_damaged(
     app: &App,
     pipeline: &PipelineName,
     force: bool,
-    error: Error,
+    error: &Error,
     ui: &Ui,
 ) -> Result<ExitCode> {
-    ui.error(&error);
+    ui.error(error);
     require_force(
         force,
         &format!("Replace the damaged lease of `{pipeline}` by a released one?"),

@@ -7,7 +7,7 @@ use crate::app::App;
 use crate::cli::exit;
 use crate::cli::ui::{Ui, seconds};
 use crate::error::{ErrorKind, Result, chain};
-use crate::lease::workers;
+use crate::lease::{Workers, workers};
 use crate::model::PipelineName;
 
 pub(super) fn run(
@@ -18,7 +18,10 @@ pub(super) fn run(
     ui: &Ui,
 ) -> Result<ExitCode> {
     let wanted = |name: &PipelineName| pipeline.is_none_or(|pipeline| pipeline == name);
-    let (mut workers, mut unreadable) = workers(&app.store, app.clock.as_ref())?;
+    let Workers {
+        mut workers,
+        mut unreadable,
+    } = workers(&app.store, app.clock.as_ref())?;
     workers.retain(|worker| wanted(&worker.lease.pipeline_id) && (all || worker.is_holding()));
     unreadable.retain(|(name, _)| wanted(name));
     for (name, error) in &unreadable {

@@ -15,6 +15,7 @@ fn every_option_of_a_step_is_read() {
         retry_attempts: 2,
         timeout: Some(Duration::from_millis(1500)),
         continue_on_error: true,
+        incremental: false,
         environment: [("A".into(), "1".into()), ("B".into(), "b".into())].into(),
     };
     assert_eq!(step, expected);
