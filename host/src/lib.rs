@@ -1,4 +1,13 @@
-//! Keeps the state of data pipelines.
+//! Keeps the state of data pipelines: progress by step, checkpoints, errors, who runs them.
+//!
+//! Where the state is stored is a plugin: a shared library that keeps bytes under keys with
+//! compare-and-swap ([`oxiflow_plugin_api`]). Everything else is here, on top of that contract.
+//!
+//! In reading order: [`model`] is what is kept, [`config`] what a project says, [`plugin`] loads a
+//! backend, [`layer`] makes records of its bytes, [`store`] gives them types, [`lease`] decides
+//! who may write, [`recovery`] keeps and puts back copies, [`runner`] runs steps, [`app`] puts it
+//! all together, [`manager`] is for programs that embed it, and [`cli`] is the command line.
+//! `docs/architecture.md` says which of these may use which.
 
 pub mod app;
 pub mod cli;
@@ -7,6 +16,7 @@ pub mod config;
 pub mod error;
 pub mod layer;
 pub mod lease;
+pub mod manager;
 pub mod model;
 pub mod plugin;
 pub mod recovery;

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Acquire, HeldLease, LeaseEvent, Takeover, acquire};
 use crate::model::{
     ErrorRecord, ErrorType, Extra, Holder, Lease, PipelineName, PipelineState, PipelineStatus,
-    StepState,
+    RequestKind, StepState,
 };
 use crate::recovery;
 use crate::store::StateStore;
@@ -164,6 +164,17 @@ impl Run {
     pub fn checkpoint(&mut self, change: impl FnOnce(&mut PipelineState)) -> Result<()> {
         self.update(change);
         self.save()
+    }
+
+    /// Whether somebody asked this worker to stop, with `oxide_flow worker stop`.
+    #[must_use]
+    pub fn stop_requested(&self) -> bool {
+        self.lease.as_ref().is_some_and(|held| {
+            held.lease()
+                .requests
+                .iter()
+                .any(|request| request.kind == RequestKind::Stop)
+        })
     }
 
     /// Whether there are changes that are not durable yet.
