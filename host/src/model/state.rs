@@ -186,6 +186,13 @@ impl PipelineState {
         }
     }
 
+    /// How long a step has run, over all attempts, in milliseconds.
+    pub fn record_time(&mut self, id: &str, total_ms: u64) {
+        if let Some(step) = self.step_states.get_mut(id) {
+            step.processing_time_ms = total_ms;
+        }
+    }
+
     /// A step reports progress.
     pub fn record_progress(&mut self, id: &str, progress: &Progress, now: DateTime<Utc>) {
         let Some(step) = self.step_states.get_mut(id) else {
@@ -210,35 +217,32 @@ impl PipelineState {
         }
     }
 
-    /// A step ended well. `ran_ms` is how long this attempt ran.
-    pub fn complete_step(&mut self, id: &str, ran_ms: u64, now: DateTime<Utc>) {
+    /// A step ended well.
+    pub fn complete_step(&mut self, id: &str, now: DateTime<Utc>) {
         self.last_success_timestamp = now;
         self.estimated_completion = None;
         if let Some(step) = self.step_states.get_mut(id) {
             step.status = StepStatus::Completed;
             step.finished_at = Some(now);
-            step.processing_time_ms += ran_ms;
         }
     }
 
     /// An attempt at a step failed.
-    pub fn fail_step(&mut self, id: &str, ran_ms: u64, error: ErrorRecord, now: DateTime<Utc>) {
+    pub fn fail_step(&mut self, id: &str, error: ErrorRecord, now: DateTime<Utc>) {
         self.estimated_completion = None;
         if let Some(step) = self.step_states.get_mut(id) {
             step.status = StepStatus::Failed;
             step.finished_at = Some(now);
-            step.processing_time_ms += ran_ms;
             step.error_count += 1;
         }
         self.add_error(error);
     }
 
     /// A step was stopped before it ended; it goes on from its cursor later.
-    pub fn interrupt_step(&mut self, id: &str, ran_ms: u64) {
+    pub fn interrupt_step(&mut self, id: &str) {
         self.estimated_completion = None;
         if let Some(step) = self.step_states.get_mut(id) {
             step.status = StepStatus::Pending;
-            step.processing_time_ms += ran_ms;
         }
     }
 

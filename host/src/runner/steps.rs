@@ -315,20 +315,17 @@ impl<'a> Runner<'a> {
             run.checkpoint(|state| state.start_step(&step.id, self.clock.now()))?;
             self.observer
                 .event(RunEvent::StepStarted(step, step_state(run, step)?, attempt));
-            let started = self.clock.monotonic();
             let end = self.attempt(run, step, attempt);
-            let ran = self.clock.monotonic().saturating_sub(started);
-            let ran_ms = u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
             let now = self.clock.now();
             match end? {
                 AttemptEnd::Completed => {
-                    run.checkpoint(|state| state.complete_step(&step.id, ran_ms, now))?;
+                    run.checkpoint(|state| state.complete_step(&step.id, now))?;
                     self.observer
                         .event(RunEvent::StepCompleted(step, step_state(run, step)?));
                     return Ok(StepEnd::Completed);
                 }
                 AttemptEnd::Stopped(cause) => {
-                    run.update(|state| state.interrupt_step(&step.id, ran_ms));
+                    run.update(|state| state.interrupt_step(&step.id));
                     return Ok(StepEnd::Stopped(cause));
                 }
                 AttemptEnd::Failed(failure) => {
@@ -338,7 +335,7 @@ impl<'a> Runner<'a> {
                     record.retryable = again;
                     record.context = failure.context;
                     run.checkpoint(|state| {
-                        state.fail_step(&step.id, ran_ms, record, now);
+                        state.fail_step(&step.id, record, now);
                         if again {
                             state.count_retry(&step.id);
                         }
@@ -393,6 +390,7 @@ impl<'a> Runner<'a> {
             process,
             started: self.clock.monotonic(),
             records_at_start: handled(step_state(run, step)?),
+            time_at_start: step_state(run, step)?.processing_time_ms,
             kill_at: None,
             timed_out: false,
             stopped: None,
@@ -467,6 +465,7 @@ struct Following<'r, 'a> {
     process: StepProcess,
     started: Duration,
     records_at_start: u64,
+    time_at_start: u64,
     kill_at: Option<Duration>,
     timed_out: bool,
     stopped: Option<StopCause>,
@@ -482,6 +481,7 @@ impl Following<'_, '_> {
             match event {
                 Some(Event::Process(ProcessEvent::Exited(status))) => {
                     self.drain(run);
+                    self.record_time(run);
                     let status = status.map_err(|error| {
                         Error::new(ErrorKind::Io, "cannot wait for the step").because(error)
                     })?;
@@ -618,6 +618,13 @@ impl Following<'_, '_> {
         self.runner
             .observer
             .event(RunEvent::Progressed(self.step, run.state()));
+    }
+
+    /// Keeps how long the step has run, so that also the time of a worker that dies is counted.
+    fn record_time(&self, run: &mut Run) {
+        let ran = self.runner.clock.monotonic().saturating_sub(self.started);
+        let total = self.time_at_start + u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
+        run.update(|state| state.record_time(&self.step.id, total));
     }
 
     /// Takes what the step wrote right before it ended.

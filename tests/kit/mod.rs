@@ -1,0 +1,349 @@
+//! What the end-to-end tests share: built plugins, throw-away projects, running the program.
+//!
+//! `cargo test` does not build the shared libraries of other packages, so they are built here,
+//! once per test program, and their place is taken from cargo's own messages.
+
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test program uses a part of the kit"
+)]
+#![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_oxide_flow");
+
+/// How long anything that is waited for may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The folder of this repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("host/ is in the repository")
+}
+
+/// The library of one of this repository's plugins, built when it is not up to date.
+pub fn plugin_library(name: &str) -> PathBuf {
+    plugin_folder().join(format!("liboxiflow_backend_{name}.so"))
+}
+
+/// The folder with this repository's plugins.
+pub fn plugin_folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let library = build_cdylib(&["oxiflow-backend-file", "oxiflow-backend-memory"]);
+        library.parent().expect("a file is in a folder").to_owned()
+    })
+}
+
+/// Builds packages with cargo and returns the last of their shared libraries.
+pub fn build_cdylib(packages: &[&str]) -> PathBuf {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo
+        .args(["build", "--message-format=json", "--quiet"])
+        .current_dir(repository());
+    for package in packages {
+        cargo.args(["-p", package]);
+    }
+    // Tests of a release build load release plugins.
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let output = cargo.output().expect("cargo starts");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout)
+        .expect("cargo's messages are text")
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["reason"] == "compiler-artifact")
+        .filter_map(|message| {
+            let files = message["filenames"].as_array()?.clone();
+            files
+                .iter()
+                .find_map(|file| file.as_str().filter(|f| f.ends_with(".so")).map(Into::into))
+        })
+        .next_back()
+        .expect("cargo names the shared library")
+}
+
+/// A project in a folder of its own, with its state inside.
+pub struct Project {
+    folder: TempDir,
+}
+
+impl Project {
+    /// A project with this `oxiflow.yaml`.
+    pub fn new(configuration: &str) -> Self {
+        let project = Self {
+            folder: TempDir::with_prefix("oxiflow-test-").expect("a folder"),
+        };
+        project.write("oxiflow.yaml", configuration);
+        project
+    }
+
+    /// A project with the file backend and quick intervals, and this pipeline as `p`.
+    pub fn with_pipeline(pipeline: &str) -> Self {
+        let project = Self::new(QUICK);
+        project.write("pipelines/p.yaml", pipeline);
+        project
+    }
+
+    /// A copy of an example of this repository.
+    pub fn example(name: &str) -> Self {
+        let project = Self {
+            folder: TempDir::with_prefix("oxiflow-test-").expect("a folder"),
+        };
+        let source = repository().join("docs/examples").join(name);
+        let copied = Command::new("cp")
+            .args(["-r", "--"])
+            .args([source.join("."), project.path().to_owned()])
+            .status()
+            .expect("cp starts");
+        assert!(copied.success());
+        for left in ["output", ".oxiflow"] {
+            std::fs::remove_dir_all(project.path().join(left)).unwrap_or_default();
+        }
+        project
+    }
+
+    /// The project's folder.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Writes a file of the project.
+    pub fn write(&self, path: &str, text: &str) {
+        let path = self.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("a file is in a folder")).expect("a folder");
+        std::fs::write(path, text).expect("a written file");
+    }
+
+    /// Reads a file of the project.
+    pub fn read(&self, path: &str) -> String {
+        std::fs::read_to_string(self.path().join(path))
+            .unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    /// The program, about to run in the project's folder, with a clean environment.
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("USER", "tester")
+            .env("OXIFLOW_PLUGIN_PATH", plugin_folder())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the program to its end.
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        Ran::from(
+            self.command(arguments)
+                .output()
+                .expect("the program starts"),
+        )
+    }
+
+    /// Runs the program to its end with this on its standard input.
+    pub fn run_with_input(&self, arguments: &[&str], input: &str) -> Ran {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut stdin = child.stdin.take().expect("a pipe");
+        stdin
+            .write_all(input.as_bytes())
+            .expect("the program reads its input");
+        drop(stdin);
+        Ran::from(child.wait_with_output().expect("the program ends"))
+    }
+
+    /// Starts the program; its output goes nowhere.
+    pub fn start(&self, arguments: &[&str]) -> Running {
+        let child = self
+            .command(arguments)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        Running(child)
+    }
+
+    /// Starts the program; its output can be had from [`Running::finish`].
+    pub fn start_captured(&self, arguments: &[&str]) -> Running {
+        let child = self
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        Running(child)
+    }
+
+    /// The state of a pipeline, as `state show --json` gives it; `None` when there is none.
+    pub fn state(&self, pipeline: &str) -> Option<serde_json::Value> {
+        let ran = self.run(&["state", "show", pipeline, "--json"]);
+        if ran.code != 0 {
+            assert!(ran.stderr.contains("has no state"), "{}", ran.stderr);
+            return None;
+        }
+        let document: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
+        Some(document["data"]["state"].clone())
+    }
+}
+
+/// A configuration with the file backend and quick intervals.
+pub const QUICK: &str = "\
+project: {name: test}
+state:
+  backend: file
+  heartbeat_interval: 100ms
+  checkpoint_interval: 50ms
+  lease_ttl: 1s
+";
+
+/// How a program ended.
+#[derive(Debug)]
+pub struct Ran {
+    /// Exit code; -1 when a signal ended it.
+    pub code: i32,
+    /// What it printed.
+    pub stdout: String,
+    /// What it said.
+    pub stderr: String,
+}
+
+impl Ran {
+    /// Exit code, standard output and standard error in one text, for snapshots. `hide` are
+    /// texts that change from run to run.
+    pub fn transcript(&self, hide: &[(&str, &str)]) -> String {
+        let mut text = format!("exit {}\n", self.code);
+        for (name, stream) in [("stdout", &self.stdout), ("stderr", &self.stderr)] {
+            if !stream.is_empty() {
+                text.push_str(&format!("--- {name}\n{stream}"));
+            }
+        }
+        for (from, to) in hide {
+            text = text.replace(from, to);
+        }
+        text
+    }
+
+    /// Fails the test unless the program ended with this code.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(
+            self.code, code,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
+        self
+    }
+}
+
+impl From<Output> for Ran {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+}
+
+/// A program under way. Dropping it kills it.
+pub struct Running(Child);
+
+impl Running {
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Sends it a signal, by number.
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill")
+            .args([signal, &self.pid().to_string()])
+            .status();
+        assert!(sent.expect("kill starts").success());
+    }
+
+    /// Kills it, as a crash would, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.0.kill().expect("it can be killed");
+        self.0.wait().expect("it ends");
+    }
+
+    /// Waits for its end.
+    pub fn finish(mut self) -> Ran {
+        // The child is moved out of a type that kills on drop.
+        let mut replacement = Command::new("true").spawn().expect("true starts");
+        std::mem::swap(&mut self.0, &mut replacement);
+        Ran::from(replacement.wait_with_output().expect("it ends"))
+    }
+
+    /// Its exit code, if it has ended.
+    pub fn ended(&mut self) -> Option<i32> {
+        self.0
+            .try_wait()
+            .expect("it can be waited for")
+            .map(|status| status.code().unwrap_or(-1))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().unwrap_or_default();
+        self.0.wait().map(drop).unwrap_or_default();
+    }
+}
+
+/// Waits until a condition holds; the test fails when it does not in time.
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Process ids of all processes whose environment has this entry.
+pub fn processes_with(entry: &str) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(Result::ok);
+    entries
+        .filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|bytes| {
+                bytes
+                    .split(|byte| *byte == 0)
+                    .any(|e| e == entry.as_bytes())
+            })
+        })
+        .collect()
+}
