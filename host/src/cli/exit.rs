@@ -1,7 +1,7 @@
 //! Exit codes, which scripts and schedulers rely on.
 //!
 //! 0 done, 1 failed, 2 usage or configuration, 3 state invalid or corrupt, 4 conflict or lease
-//! held (safe to retry), 70 a bug in oxide_flow.
+//! held or lost (safe to retry), 70 a bug in oxide_flow.
 
 use std::process::ExitCode;
 
@@ -17,7 +17,7 @@ pub(super) fn of(error: &Error) -> ExitCode {
     ExitCode::from(match error.kind() {
         ErrorKind::Usage | ErrorKind::Configuration => 2,
         ErrorKind::Corrupt | ErrorKind::Invalid => CORRUPT,
-        ErrorKind::Conflict | ErrorKind::LeaseHeld => 4,
+        ErrorKind::Conflict | ErrorKind::LeaseHeld | ErrorKind::Fenced => 4,
         ErrorKind::Internal => 70,
         _ => FAILED,
     })

@@ -33,11 +33,10 @@ use ui::Ui;
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().collect();
     // A supervisor starts with every step; it needs no parser, no log and no configuration.
-    if let [_, command, separator, program, rest @ ..] = arguments.as_slice()
+    if let [_, command, lease, program, rest @ ..] = arguments.as_slice()
         && command == supervisor::COMMAND
-        && separator == "--"
     {
-        let code = supervisor::supervise(program, rest);
+        let code = supervisor::supervise(lease, program, rest);
         return ExitCode::from(u8::try_from(code).unwrap_or(1));
     }
     let parsed = match Arguments::try_parse_from(arguments) {

@@ -21,6 +21,8 @@ const GIVE_UP_PERCENT: u32 = 80;
 /// Something that the holder of a lease must react to.
 #[derive(Clone, Debug)]
 pub enum LeaseEvent {
+    /// The lease was renewed, and lasts its time to live from now.
+    Renewed,
     /// Somebody asks to stop; the request has been acknowledged.
     StopRequested(Request),
     /// The lease is lost: stop at once and write nothing more.
@@ -129,6 +131,15 @@ impl HeldLease {
     #[must_use]
     pub fn lease(&self) -> Lease {
         self.shared.lock().lease.value.clone()
+    }
+
+    /// Time since the attempt that last renewed the lease.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.shared
+            .clock
+            .monotonic()
+            .saturating_sub(self.shared.lock().renewed)
     }
 
     /// Why the lease was lost; `None` while it is held as far as is known.
@@ -246,6 +257,7 @@ impl Shared {
             {
                 Ok(version) => {
                     self.renewed(next, version, attempted);
+                    (self.on_event)(LeaseEvent::Renewed);
                     for request in new_requests {
                         (self.on_event)(LeaseEvent::StopRequested(request));
                     }

@@ -11,7 +11,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
@@ -52,14 +54,48 @@ pub(super) const PIPES: usize = 3;
 /// What to start.
 pub(super) struct ProcessSpec<'a> {
     pub(super) supervisor: &'a Path,
+    pub(super) lease_ttl: Duration,
+    pub(super) lease_age: Duration,
+    pub(super) control: &'a Control,
     pub(super) arguments: Vec<OsString>,
     pub(super) folder: &'a Path,
     pub(super) environment: &'a BTreeMap<String, OsString>,
 }
 
+/// The runner's end of the pipe to the supervisor of the step under way, if one is.
+///
+/// Shared with the heartbeat thread, which tells the supervisor of each renewal also while the
+/// runner waits for a slow store.
+#[derive(Clone, Default)]
+pub(super) struct Control(Arc<Mutex<Option<ChildStdin>>>);
+
+impl Control {
+    /// The lease was renewed: the step may go on.
+    pub(super) fn keep_going(&self) {
+        self.send(supervisor::KEEP_GOING);
+    }
+
+    fn send(&self, bytes: &[u8]) {
+        if let Some(pipe) = self.lock().as_mut()
+            && let Err(error) = pipe.write_all(bytes)
+        {
+            // The supervisor has ended, and with it the step.
+            tracing::debug!(%error, "the step has ended already");
+        }
+    }
+
+    fn set(&self, pipe: Option<ChildStdin>) {
+        *self.lock() = pipe;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<ChildStdin>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A running attempt. Dropping it kills the step's process group.
 pub(super) struct StepProcess {
-    control: Option<ChildStdin>,
+    control: Control,
     waiter: Option<JoinHandle<()>>,
 }
 
@@ -79,7 +115,7 @@ impl StepProcess {
             .map_err(|error| failed("no pipe for its progress", error.into()))?;
         let mut child = Command::new(spec.supervisor)
             .arg(supervisor::COMMAND)
-            .arg("--")
+            .arg(supervisor::lease_argument(spec.lease_ttl, spec.lease_age))
             .args(&spec.arguments)
             .current_dir(spec.folder)
             .envs(spec.environment)
@@ -93,7 +129,8 @@ impl StepProcess {
             .map_err(|error| failed(&spec.supervisor.display().to_string(), error))?;
         drop(progress_writer);
 
-        let control = child.stdin.take();
+        spec.control.set(child.stdin.take());
+        let control = spec.control.clone();
         let out = |line| ProcessEvent::Output(OutputStream::Stdout, line);
         let err = |line| ProcessEvent::Output(OutputStream::Stderr, line);
         let progress = Some(std::fs::File::from(progress));
@@ -120,18 +157,13 @@ impl StepProcess {
     }
 
     /// Asks the step to end: SIGTERM to its process group.
-    pub(super) fn terminate(&mut self) {
-        if let Some(control) = &mut self.control
-            && let Err(error) = control.write_all(b"t")
-        {
-            // The supervisor has ended, and with it the step.
-            tracing::debug!(%error, "the step ended before it was asked to");
-        }
+    pub(super) fn terminate(&self) {
+        self.control.send(supervisor::TERMINATE);
     }
 
     /// Ends the step: SIGKILL to its process group.
-    pub(super) fn kill(&mut self) {
-        self.control = None;
+    pub(super) fn kill(&self) {
+        self.control.set(None);
     }
 }
 

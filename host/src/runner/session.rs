@@ -166,6 +166,20 @@ impl Run {
         self.save()
     }
 
+    /// How long the lease lasts after each renewal.
+    #[must_use]
+    pub fn lease_ttl(&self) -> Duration {
+        self.lease
+            .as_ref()
+            .map_or(Duration::ZERO, |held| held.lease().ttl())
+    }
+
+    /// Time since the lease was last renewed.
+    #[must_use]
+    pub fn lease_age(&self) -> Duration {
+        self.lease.as_ref().map_or(Duration::MAX, HeldLease::age)
+    }
+
     /// Whether somebody asked this worker to stop, with `oxide_flow worker stop`.
     #[must_use]
     pub fn stop_requested(&self) -> bool {

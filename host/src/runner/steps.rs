@@ -16,7 +16,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
-use super::process::{OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
+use super::process::{Control, OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
 use super::session::{Begin, Begun, Run, RunRequest};
 use crate::clock::Clock;
 use crate::config::{Command, Pipeline, Step};
@@ -117,6 +117,7 @@ pub struct Runner<'a> {
     observer: &'a dyn RunObserver,
     sender: Sender<Event>,
     events: Receiver<Event>,
+    control: Control,
 }
 
 /// What a [`Runner`] is made of.
@@ -195,6 +196,7 @@ impl<'a> Runner<'a> {
             observer,
             sender,
             events,
+            control: Control::default(),
         }
     }
 
@@ -212,7 +214,7 @@ impl<'a> Runner<'a> {
     /// `LeaseHeld` when another worker runs it; `StepFailed` when a step failed for good;
     /// `Fenced` when another worker took over; otherwise as the store fails.
     pub fn run(&self, request: &RunRequest) -> Result<Outcome> {
-        let sender = self.sender.clone();
+        let (sender, control) = (self.sender.clone(), self.control.clone());
         let Begun { mut run, begin, .. } = Run::begin(
             &self.store,
             &self.clock,
@@ -221,6 +223,7 @@ impl<'a> Runner<'a> {
             &|takeover| self.clear_up_after(takeover),
             move |event| {
                 let event = match event {
+                    LeaseEvent::Renewed => return control.keep_going(),
                     LeaseEvent::StopRequested(request) => Event::Stop(StopCause::Request(request)),
                     LeaseEvent::Lost(reason) => Event::Lost(reason),
                 };
@@ -379,6 +382,9 @@ impl<'a> Runner<'a> {
         let environment = self.step_environment(run, step, attempt)?;
         let spec = ProcessSpec {
             supervisor: &self.executable,
+            lease_ttl: run.lease_ttl(),
+            lease_age: run.lease_age(),
+            control: &self.control,
             arguments: arguments(&step.run),
             folder: self.project_dir,
             environment: &environment,

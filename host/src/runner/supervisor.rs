@@ -6,18 +6,25 @@
 //! process group when that pipe closes. It is the same executable, started with a hidden
 //! command; the runner talks to it over its standard input:
 //!
+//! - a byte `k`: the lease was renewed, keep going,
 //! - a byte `t`: send SIGTERM to the step's process group,
 //! - end of file: send SIGKILL to it.
 //!
+//! When no byte comes for [`PATIENCE_PERCENT`] of the lease's time to live, the runner hangs and
+//! another worker is about to take over: the step is killed before that, so that two workers'
+//! steps never run side by side.
+//!
 //! It exits with the step's exit code, or 128 + N when signal N ended the step.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -26,13 +33,32 @@ use super::process::PROGRESS_FD;
 /// The hidden command.
 pub const COMMAND: &str = "supervise-step";
 
+/// The part of the lease's time to live that the runner may be silent for.
+const PATIENCE_PERCENT: u32 = 90;
+
+/// What the runner writes when it has renewed its lease.
+pub(super) const KEEP_GOING: &[u8] = b"k";
+
+/// What the runner writes to end the step gracefully.
+pub(super) const TERMINATE: &[u8] = b"t";
+
 /// Exit code when the step's program cannot be started, as shells have it.
 pub const CANNOT_START: i32 = 127;
 
 /// Runs `program` with `arguments` as a step, and returns the exit code to end with.
+/// `lease` is the time to live of the runner's lease and the time since it was last renewed, in
+/// milliseconds, as [`lease_argument`] writes them.
 #[must_use]
-pub fn supervise(program: &OsString, arguments: &[OsString]) -> i32 {
-    match start(program, arguments) {
+pub fn supervise(lease: &OsStr, program: &OsStr, arguments: &[OsString]) -> i32 {
+    let numbers = lease.to_str().and_then(|text| text.split_once(','));
+    let milliseconds = |text: &str| text.parse().ok().map(Duration::from_millis);
+    let Some((Some(ttl), Some(age))) = numbers.map(|(a, b)| (milliseconds(a), milliseconds(b)))
+    else {
+        report("this command is for oxide_flow itself");
+        return CANNOT_START;
+    };
+    let renewed = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+    match start(program, arguments, ttl * PATIENCE_PERCENT / 100, renewed) {
         Ok(status) => exit_code(status),
         Err(error) => {
             // The runner shows this as output of the step.
@@ -45,7 +71,18 @@ pub fn supervise(program: &OsString, arguments: &[OsString]) -> i32 {
     }
 }
 
-fn start(program: &OsString, arguments: &[OsString]) -> std::io::Result<ExitStatus> {
+/// What [`supervise`] is told about the lease.
+#[must_use]
+pub(super) fn lease_argument(ttl: Duration, age: Duration) -> String {
+    format!("{},{}", ttl.as_millis(), age.as_millis())
+}
+
+fn start(
+    program: &OsStr,
+    arguments: &[OsString],
+    patience: Duration,
+    renewed: Instant,
+) -> std::io::Result<ExitStatus> {
     // The supervisor outlives a SIGTERM to everybody, to see how the step takes it.
     signal_hook::flag::register(
         signal_hook::consts::SIGTERM,
@@ -81,21 +118,42 @@ fn start(program: &OsString, arguments: &[OsString]) -> std::io::Result<ExitStat
     let group = Pid::from_child(&child);
     std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || obey(group))?;
+        .spawn(move || obey(group, patience, renewed))?;
     let status = child.wait()?;
     // What the step left running in its group ends with it.
     signal(group, Signal::KILL);
     Ok(status)
 }
 
-/// Does what the runner says until it is gone.
-fn obey(group: Pid) {
-    let mut byte = [0];
+/// Does what the runner says until it is gone or has been silent for too long.
+fn obey(group: Pid, patience: Duration, mut heard: Instant) {
+    let control = std::io::stdin();
     loop {
-        match std::io::stdin().read(&mut byte) {
-            Ok(1) => signal(group, Signal::TERM),
+        let left = patience.saturating_sub(heard.elapsed());
+        let timeout = Timespec::try_from(left).unwrap_or(Timespec {
+            tv_sec: 1,
+            tv_nsec: 0,
+        });
+        match poll(&mut [PollFd::new(&control, PollFlags::IN)], Some(&timeout)) {
+            Err(rustix::io::Errno::INTR) => continue,
+            Ok(ready) if ready > 0 => {}
+            Ok(_) if !left.is_zero() => continue,
+            _ => {
+                report("the runner hangs and its lease runs out; ending the step");
+                return signal(group, Signal::KILL);
+            }
+        }
+        let mut bytes = [0; 64];
+        match control.lock().read(&mut bytes) {
+            Ok(0) => return signal(group, Signal::KILL),
+            Ok(length) => {
+                heard = Instant::now();
+                if bytes[..length].contains(&TERMINATE[0]) {
+                    signal(group, Signal::TERM);
+                }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            _ => return signal(group, Signal::KILL),
+            Err(_) => return signal(group, Signal::KILL),
         }
     }
 }

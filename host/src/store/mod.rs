@@ -90,10 +90,12 @@ impl StateStore {
         let duration_ms = milliseconds(started);
         if self.capabilities().contains(Capabilities::DURABLE) {
             tracing::info!(
-                target: "oxide_flow::state", %pipeline, duration_ms, bytes, "State saved to disk"
+                target: "oxide_flow::state", %pipeline, duration_ms, bytes, version = state.version,
+                "State saved to disk"
             );
         } else {
-            tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms, bytes, "State saved");
+            tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms, bytes, version = state.version,
+                "State saved");
         }
         Ok(version)
     }
