@@ -76,31 +76,44 @@ pipeline:
 
 #[test]
 fn a_dead_workers_pipeline_is_taken_over_at_once() {
-    let project = Project::with_pipeline(PATIENT);
+    let project = Project::with_pipeline(
+        r#"
+pipeline:
+  - name: wait
+    run: |
+      echo "$OXIFLOW_WORKER_ID" >> started
+      [ -e again ] || sleep 600
+"#,
+    );
     let first = project.start(&["run", "p"]);
     let dead = started(&project, 1).remove(0);
-    // Everything of it dies at once, so that nobody is left to end its step.
-    for pid in processes_with(&format!("OXIFLOW_WORKER_ID={dead}")) {
-        let stopped = std::process::Command::new("kill")
-            .args(["-STOP", &pid.to_string()])
-            .status();
-        assert!(stopped.expect("kill starts").success());
-    }
-    first.kill();
-    project.write("go", "");
+    // Runner and supervisor die at once, so that nobody is left to end the step.
+    let mark = format!("OXIFLOW_WORKER_ID={dead}");
+    let supervisor = processes_with(&mark)
+        .into_iter()
+        .find(|pid| parent_of(*pid) == Some(first.pid()))
+        .expect("the step has a supervisor");
+    let killed = std::process::Command::new("kill")
+        .args(["-9", &supervisor.to_string(), &first.pid().to_string()])
+        .status();
+    assert!(killed.expect("kill starts").success());
+    drop(first);
+    assert_ne!(processes_with(&mark), [0; 0], "the step lives on");
+    project.write("again", "");
     let ran = project.run(&["run", "p"]).expect(0);
-    assert!(
-        ran.stderr
-            .contains(&format!("taking over from worker `{dead}`")),
-        "{}",
-        ran.stderr
-    );
+    let taken = format!("taking over from worker `{dead}`");
+    assert!(ran.stderr.contains(&taken), "{}", ran.stderr);
     assert!(
         ran.stderr.contains("which is gone; ended"),
         "{}",
         ran.stderr
     );
-    assert_eq!(processes_with(&format!("OXIFLOW_WORKER_ID={dead}")), [0; 0]);
+    assert_eq!(processes_with(&mark), [0; 0]);
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat[stat.rfind(')')? + 2..].split(' ').nth(1)?.parse().ok()
 }
 
 /// A step that counts on after its cursor, reporting each number, until it may end.

@@ -1,0 +1,425 @@
+//! One attempt at a step, followed from its start to its end.
+//!
+//! Turns what the process reports into changes of the state, and time into checkpoints, timeouts
+//! and the end of patience. How the attempt ended is for [`super::steps`] to act on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use chrono::TimeDelta;
+
+use super::events::{Event, RunEvent, StopCause, Stopper};
+use super::orphans::{WORKER_VARIABLE, end_processes_of};
+use super::process::{OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
+use super::session::Run;
+use super::steps::{Runner, step_state};
+use crate::config::{Command, Step};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{ErrorType, Progress, StepState};
+
+/// How long a step that was asked to end may take before it is killed.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long output may trickle in after a step has ended.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How many lines of a failed step's standard error are kept with its error.
+const CONTEXT_LINES: usize = 10;
+
+/// How an attempt at a step ended.
+pub(super) enum AttemptEnd {
+    Completed,
+    Failed(Failure),
+    Stopped(StopCause),
+}
+
+pub(super) struct Failure {
+    pub(super) kind: ErrorType,
+    pub(super) message: String,
+    pub(super) context: String,
+}
+
+/// Starts an attempt and follows it to its end.
+///
+/// # Errors
+/// `Fenced` when the lease is lost; otherwise as the operating system or the store fails. The
+/// step's processes have ended then.
+pub(super) fn follow(
+    runner: &Runner<'_>,
+    run: &mut Run,
+    step: &Step,
+    attempt: u32,
+) -> Result<AttemptEnd> {
+    let environment = step_environment(runner, run, step, attempt)?;
+    let spec = ProcessSpec {
+        supervisor: &runner.parts.executable,
+        lease_ttl: run.lease_ttl(),
+        lease_age: run.lease_age(),
+        control: &runner.control,
+        arguments: arguments(&step.run),
+        folder: runner.parts.project_dir,
+        environment: &environment,
+    };
+    let before = step_state(run, step)?;
+    let (records_at_start, time_at_start) = (handled(before), before.processing_time_ms);
+    // Late events of an earlier attempt are told apart by its start.
+    let started = runner.parts.clock.monotonic();
+    let process = StepProcess::start(&spec, &runner.sender, move |event| {
+        Event::Process(started, event)
+    })?;
+    let mut following = Following {
+        runner,
+        step,
+        process,
+        started,
+        records_at_start,
+        time_at_start,
+        kill_at: None,
+        timed_out: false,
+        stopped: None,
+        stderr: VecDeque::new(),
+        pipes_open: PIPES,
+    };
+    following.until_end(run)
+}
+
+/// One attempt as it is followed.
+struct Following<'r, 'a> {
+    runner: &'r Runner<'a>,
+    step: &'r Step,
+    process: StepProcess,
+    started: Duration,
+    records_at_start: u64,
+    time_at_start: u64,
+    kill_at: Option<Duration>,
+    timed_out: bool,
+    stopped: Option<StopCause>,
+    stderr: VecDeque<String>,
+    pipes_open: usize,
+}
+
+impl Following<'_, '_> {
+    fn until_end(&mut self, run: &mut Run) -> Result<AttemptEnd> {
+        loop {
+            // The runner holds a sender itself, so an error is always a timeout.
+            let event = self.runner.events.recv_timeout(self.next_wake(run)).ok();
+            match event {
+                Some(Event::Process(started, _)) if started != self.started => {}
+                Some(Event::Process(_, ProcessEvent::Exited(status))) => {
+                    self.drain(run);
+                    self.record_time(run);
+                    let status = status.map_err(|error| {
+                        Error::new(ErrorKind::Io, "cannot wait for the step").because(error)
+                    })?;
+                    if status.signal().is_some() {
+                        // The supervisor itself was killed, so nobody has ended the step.
+                        end_processes_of(run.state().worker_id.as_deref().unwrap_or_default());
+                    }
+                    return Ok(self.end(status));
+                }
+                Some(Event::Process(_, event)) => self.take(run, event),
+                Some(Event::Stop(cause)) if self.stopped.is_none() => {
+                    self.runner.parts.observer.event(RunEvent::Stopping(&cause));
+                    self.stopped = Some(cause);
+                    self.terminate();
+                }
+                Some(Event::Stop(_)) => self.process.kill(),
+                Some(Event::Lost(reason)) => {
+                    self.process.kill();
+                    return Err(reason.to_error(&run.state().pipeline_id));
+                }
+                None => {}
+            }
+            self.watch_the_time();
+            self.checkpoint_if_due(run)?;
+        }
+    }
+
+    /// How long nothing needs to be done unless something happens.
+    fn next_wake(&self, run: &Run) -> Duration {
+        let now = self.runner.parts.clock.monotonic();
+        let interval = self.runner.parts.checkpoint_interval;
+        let checkpoint = run
+            .is_dirty()
+            .then(|| interval.saturating_sub(run.since_save()));
+        let timeout = self
+            .step
+            .timeout
+            .filter(|_| !self.timed_out)
+            .map(|timeout| (self.started + timeout).saturating_sub(now));
+        let kill = self.kill_at.map(|at| at.saturating_sub(now));
+        let idle = Duration::from_secs(60);
+        [checkpoint, timeout, kill]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(idle)
+    }
+
+    fn watch_the_time(&mut self) {
+        let now = self.runner.parts.clock.monotonic();
+        if self.kill_at.is_some_and(|at| now >= at) {
+            self.kill_at = None;
+            self.process.kill();
+        }
+        let limit = self
+            .step
+            .timeout
+            .filter(|_| !self.timed_out && self.stopped.is_none());
+        if limit.is_some_and(|limit| now >= self.started + limit) {
+            self.timed_out = true;
+            self.terminate();
+        }
+    }
+
+    fn terminate(&mut self) {
+        self.process.terminate();
+        self.kill_at = Some(self.runner.parts.clock.monotonic() + GRACE);
+    }
+
+    /// Saves when the interval is over. A store that is away for a while does not end the run: the
+    /// progress stays in memory, the lease decides when it is too long.
+    fn checkpoint_if_due(&self, run: &mut Run) -> Result<()> {
+        if !run.is_dirty() || run.since_save() < self.runner.parts.checkpoint_interval {
+            return Ok(());
+        }
+        match run.save() {
+            Ok(()) => {
+                self.runner
+                    .parts
+                    .observer
+                    .event(RunEvent::Checkpointed(self.step, run.state()));
+                Ok(())
+            }
+            Err(error) if error.is_retryable() => {
+                let text = crate::error::chain(&error);
+                let warning = format!("cannot save a checkpoint, trying again: {text}");
+                self.runner
+                    .parts
+                    .parts
+                    .observer
+                    .event(RunEvent::Warning(&warning));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take(&mut self, run: &mut Run, event: ProcessEvent) {
+        let observer = self.runner.parts.observer;
+        match event {
+            ProcessEvent::Output(stream, line) => {
+                observer.event(RunEvent::Output(self.step, stream, &line));
+                if stream == OutputStream::Stderr {
+                    self.stderr.push_back(line);
+                    self.stderr
+                        .drain(..self.stderr.len().saturating_sub(CONTEXT_LINES));
+                }
+            }
+            ProcessEvent::Progress(line) if line.trim().is_empty() => {}
+            ProcessEvent::Progress(line) => match Progress::parse(&line) {
+                Ok(progress) => self.record(run, &progress),
+                Err(error) => {
+                    let shown: String = line.chars().take(120).collect();
+                    let name = &self.step.name;
+                    let text = format!(
+                        "step `{name}` reported progress that is no report: {error}: {shown}"
+                    );
+                    observer.event(RunEvent::Warning(&text));
+                }
+            },
+            ProcessEvent::PipeClosed => self.pipes_open = self.pipes_open.saturating_sub(1),
+            ProcessEvent::Exited(_) => {}
+        }
+    }
+
+    fn record(&self, run: &mut Run, progress: &Progress) {
+        let now = self.runner.parts.clock.now();
+        let elapsed = self
+            .runner
+            .parts
+            .clock
+            .monotonic()
+            .saturating_sub(self.started);
+        let id = &self.step.id;
+        run.update(|state| {
+            state.record_progress(id, progress, now);
+            let left = state
+                .step_states
+                .get(id)
+                .and_then(|step| time_left(step, handled(step) - self.records_at_start, elapsed));
+            state.estimated_completion = left.map(|left| now + left);
+        });
+        if let Some(message) = &progress.message {
+            self.runner.parts.observer.event(RunEvent::Output(
+                self.step,
+                OutputStream::Stdout,
+                message,
+            ));
+        }
+        self.runner
+            .parts
+            .observer
+            .event(RunEvent::Progressed(self.step, run.state()));
+    }
+
+    /// Keeps how long the step has run, so that also the time of a worker that dies is counted.
+    fn record_time(&self, run: &mut Run) {
+        let ran = self
+            .runner
+            .parts
+            .clock
+            .monotonic()
+            .saturating_sub(self.started);
+        let total = self.time_at_start + u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
+        run.update(|state| state.record_time(&self.step.id, total));
+    }
+
+    /// Takes what the step wrote right before it ended.
+    fn drain(&mut self, run: &mut Run) {
+        let end = self.runner.parts.clock.monotonic() + DRAIN;
+        while self.pipes_open > 0 {
+            let left = end.saturating_sub(self.runner.parts.clock.monotonic());
+            match self.runner.events.recv_timeout(left) {
+                Ok(Event::Process(started, _)) if started != self.started => {}
+                Ok(Event::Process(_, event)) => self.take(run, event),
+                Ok(Event::Stop(cause)) => self.stopped = Some(cause),
+                // The next save finds the loss out by itself.
+                Ok(Event::Lost(reason)) => tracing::debug!(?reason, "lost while draining"),
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn end(&mut self, status: ExitStatus) -> AttemptEnd {
+        if status.success() {
+            if let Some(cause) = self.stopped.take() {
+                // It ended well within its time to stop; the run stops before the next step.
+                Stopper::new(self.runner.sender.clone()).stop(cause);
+            }
+            return AttemptEnd::Completed;
+        }
+        if let Some(cause) = self.stopped.take() {
+            return AttemptEnd::Stopped(cause);
+        }
+        let (kind, message) = self.describe(status);
+        let context = Vec::from(std::mem::take(&mut self.stderr)).join("\n");
+        AttemptEnd::Failed(Failure {
+            kind,
+            message,
+            context,
+        })
+    }
+
+    fn describe(&self, status: ExitStatus) -> (ErrorType, String) {
+        if self.timed_out {
+            let limit = humantime::format_duration(self.step.timeout.unwrap_or_default());
+            return (
+                ErrorType::Timeout,
+                format!("it ran longer than its limit of {limit}"),
+            );
+        }
+        match (status.code(), status.signal()) {
+            (Some(126 | 127), _) => (
+                ErrorType::Configuration,
+                "its command cannot be started".to_owned(),
+            ),
+            (Some(code), _) if code > 128 => (
+                ErrorType::Resource,
+                format!("it was ended by signal {}", code - 128),
+            ),
+            (Some(code), _) => (
+                ErrorType::Processing,
+                format!("it ended with exit code {code}"),
+            ),
+            (None, signal) => {
+                let signal = signal.unwrap_or_default();
+                (
+                    ErrorType::Resource,
+                    format!("its supervisor was ended by signal {signal}"),
+                )
+            }
+        }
+    }
+}
+
+fn program_folder() -> Option<PathBuf> {
+    std::env::current_exe().ok()?.parent().map(Path::to_owned)
+}
+
+fn step_environment(
+    runner: &Runner<'_>,
+    run: &Run,
+    step: &Step,
+    attempt: u32,
+) -> Result<BTreeMap<String, OsString>> {
+    let state = run.state();
+    let at = step_state(run, step)?;
+    let own = [
+        ("OXIFLOW_PIPELINE", state.pipeline_id.to_string()),
+        ("OXIFLOW_RUN_ID", state.run_id.clone()),
+        ("OXIFLOW_STEP", step.id.clone()),
+        ("OXIFLOW_ATTEMPT", attempt.to_string()),
+        (WORKER_VARIABLE, state.worker_id.clone().unwrap_or_default()),
+        (
+            "OXIFLOW_PROJECT_DIR",
+            runner.parts.project_dir.display().to_string(),
+        ),
+        ("OXIFLOW_LAST_PROCESSED_ID", at.last_processed_id.clone()),
+        ("OXIFLOW_BATCH_NUMBER", at.batch_number.to_string()),
+        (
+            "OXIFLOW_RECORDS_PROCESSED",
+            at.records_processed.to_string(),
+        ),
+        ("OXIFLOW_RECORDS_FAILED", at.records_failed.to_string()),
+        (
+            "OXIFLOW_DATA_SIZE_PROCESSED",
+            at.data_size_processed.to_string(),
+        ),
+    ];
+    let mut environment: BTreeMap<String, OsString> = runner
+        .parts
+        .environment
+        .iter()
+        .chain(&step.environment)
+        .map(|(name, value)| (name.clone(), value.into()))
+        .collect();
+    // Steps find `oxide_flow progress` without it being installed.
+    let path = environment
+        .get("PATH")
+        .cloned()
+        .or_else(|| std::env::var_os("PATH"))
+        .unwrap_or_default();
+    let folders = program_folder()
+        .into_iter()
+        .chain(std::env::split_paths(&path));
+    if let Ok(path) = std::env::join_paths(folders) {
+        environment.insert("PATH".to_owned(), path);
+    }
+    environment.extend(own.map(|(name, value)| (name.to_owned(), value.into())));
+    Ok(environment)
+}
+
+fn arguments(command: &Command) -> Vec<OsString> {
+    match command {
+        Command::Shell(text) => vec!["sh".into(), "-c".into(), text.into()],
+        Command::Arguments(arguments) => arguments.iter().map(OsString::from).collect(),
+    }
+}
+
+/// Records that are behind a step, well or not.
+fn handled(step: &StepState) -> u64 {
+    step.records_processed + step.records_failed
+}
+
+/// How long a step still takes at the rate of this attempt; `None` without a total or a rate.
+fn time_left(step: &StepState, done_now: u64, elapsed: Duration) -> Option<TimeDelta> {
+    let left = step.records_total?.saturating_sub(handled(step));
+    if done_now == 0 {
+        return None;
+    }
+    let seconds = elapsed.as_secs_f64() / done_now as f64 * left as f64;
+    TimeDelta::try_milliseconds((seconds * 1000.0) as i64)
+}
