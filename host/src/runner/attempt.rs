@@ -198,7 +198,6 @@ impl Following<'_, '_> {
                 let warning = format!("cannot save a checkpoint, trying again: {text}");
                 self.runner
                     .parts
-                    .parts
                     .observer
                     .event(RunEvent::Warning(&warning));
                 Ok(())
