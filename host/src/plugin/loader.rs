@@ -6,7 +6,6 @@
 #![expect(unsafe_code, reason = "maps foreign code and reads its exported table")]
 
 use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use abi_stable::library::{
@@ -32,14 +31,19 @@ impl Library {
     ///
     /// # Errors
     /// `Configuration` with the file, both versions where it is about versions, and the remedy.
-    pub(super) fn load(checked: &CheckedLibrary) -> Result<Self> {
-        let file = checked.file.as_path();
+    pub(super) fn load(checked: CheckedLibrary) -> Result<Self> {
+        let CheckedLibrary {
+            file,
+            load_path,
+            descriptor,
+        } = checked;
+        let file = file.as_path();
         // SAFETY: this runs the library's constructors. The file passed the ownership checks, so
         // it is code that root or the user put there.
-        let library = unsafe { libloading::Library::new(&checked.load_path) }.map_err(|error| {
+        let library = unsafe { libloading::Library::new(&load_path) }.map_err(|error| {
             let text = error
                 .to_string()
-                .replace(&checked.load_path.display().to_string(), "");
+                .replace(&load_path.display().to_string(), "");
             let cause = text.trim_start_matches(": ").to_owned();
             let message = format!("{} cannot be loaded", file.display());
             Error::new(ErrorKind::Configuration, message)
@@ -47,14 +51,15 @@ impl Library {
                 .hint("install a build of the plugin for this system")
         })?;
         let library: &'static libloading::Library = Box::leak(Box::new(library));
-        keep_open(&checked.descriptor)?;
+        // Its number must not be used again; see `CheckedLibrary`.
+        std::mem::forget(descriptor);
 
         let table = table_of(library, file)?;
         let has_root_module =
             // SAFETY: only the presence of the symbol matters, it is not read.
             unsafe { library.get::<*const ()>(ROOT_MODULE_LOADER_NAME_WITH_NUL) }.is_ok();
         if has_root_module {
-            check_layout(&checked.load_path, file)?;
+            check_layout(&load_path, file)?;
         }
         let unknown = table.capabilities & Capabilities::REQUIREMENTS;
         if unknown != 0 {
@@ -97,15 +102,6 @@ impl Library {
     pub(super) fn has_root_module(&self) -> bool {
         self.has_root_module
     }
-}
-
-/// Leaks a duplicate of the descriptor and the original's number with it.
-fn keep_open(descriptor: &OwnedFd) -> Result<()> {
-    let duplicate = descriptor.try_clone().map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot keep a plugin's descriptor open").because(error)
-    })?;
-    std::mem::forget(duplicate);
-    Ok(())
 }
 
 fn table_of(library: &'static libloading::Library, file: &Path) -> Result<&'static BackendTable> {

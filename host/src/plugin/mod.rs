@@ -55,7 +55,7 @@ impl Plugin {
     /// `Configuration` naming the file, what is wrong with it and the remedy.
     pub fn load(file: &Path) -> Result<Self> {
         let checked = check::open_checked(file)?;
-        let library = loader::Library::load(&checked)?;
+        let library = loader::Library::load(checked)?;
         let description = library.describe().map_err(|error| {
             let message = format!("{} does not describe itself", file.display());
             Error::new(ErrorKind::Configuration, message).because(error)
