@@ -36,30 +36,32 @@ impl Plugin {
     /// file found must not or cannot be loaded.
     pub fn find(backend: &str, search: &SearchPath) -> Result<Self> {
         let file = search.find(backend)?;
-        let plugin = Self::load(&file)?;
-        if plugin.description.name != backend {
-            let message = format!(
-                "{} says that it is the backend `{}`, not `{backend}`",
-                file.display(),
-                plugin.description.name
-            );
-            return Err(Error::new(ErrorKind::Configuration, message)
-                .hint("give the file the name that its backend has, or install the right plugin"));
-        }
-        Ok(plugin)
+        Self::load(&file)
     }
 
-    /// Loads the plugin in this file.
+    /// Loads the plugin in this file. One that is named as a plugin must be the backend of that
+    /// name, since it would be found under it.
     ///
     /// # Errors
     /// `Configuration` naming the file, what is wrong with it and the remedy.
     pub fn load(file: &Path) -> Result<Self> {
         let checked = check::open_checked(file)?;
-        let library = loader::Library::load(&checked)?;
+        let library = loader::Library::load(checked)?;
         let description = library.describe().map_err(|error| {
             let message = format!("{} does not describe itself", file.display());
             Error::new(ErrorKind::Configuration, message).because(error)
         })?;
+        if let Some(backend) = discovery::backend_of(file)
+            && description.name != backend
+        {
+            let message = format!(
+                "{} says that it is the backend `{}`, not `{backend}`",
+                file.display(),
+                description.name
+            );
+            return Err(Error::new(ErrorKind::Configuration, message)
+                .hint("give the file the name that its backend has, or install the right plugin"));
+        }
         Ok(Self {
             file: file.to_owned(),
             library,
