@@ -7,7 +7,7 @@ use super::context::{Context, PATIENCE, is_durable, is_multi_process};
 use super::pattern;
 use super::probe::{Probe, same_value, show};
 use super::report::{Failure, Verdict};
-use super::worker::{Job, Operation, WRITE_KEYS, Worker, WorkerSpec, ended};
+use super::worker::{Job, LARGE, Operation, WRITE_KEYS, Worker, WorkerSpec, ended};
 use crate::storage::Storage;
 use crate::value::Expected;
 
@@ -76,34 +76,57 @@ fn run_and_kill(
         return Ok(None);
     };
     worker.go()?;
-    let wanted = context.random.below(40) as u64;
+    let mut wanted = 1 + context.random.below(40) as u64;
+    let is_large = |number| {
+        let value = spec.operation(number).value;
+        value.is_some_and(|value| value.len() >= LARGE)
+    };
+    if !round.is_multiple_of(4) {
+        // Mostly aim at a write that takes long, and not at the first of them, which tells how long.
+        let mut large = (1..).filter(|number| is_large(*number));
+        wanted = large.find(|number| *number > wanted).unwrap_or(wanted);
+    }
     let until = Instant::now() + PATIENCE;
-    let mut acked = 0;
-    while acked < wanted {
+    let (mut begun, mut acked, mut shortest) = (0, 0, 100_000);
+    while begun < wanted {
         let lines = match shared {
             None => vec![worker.next_line(until)?.ok_or_else(ended)?],
             Some(storage) => {
                 check_whole_values(storage, &spec, None)?;
                 if Instant::now() > until {
-                    break;
+                    return Err(ended());
                 }
                 worker.lines_so_far()?
             }
         };
-        acked = last_acked(&lines).unwrap_or(acked);
+        for line in &lines {
+            // Waiting for readers counts as well, so the shortest says best how long writing takes.
+            let words = line
+                .strip_prefix("acked ")
+                .and_then(|it| it.split_once(' '));
+            if let Some((Ok(number), Ok(micros))) = words.map(|it| (it.0.parse(), it.1.parse()))
+                && is_large(number)
+            {
+                shortest = shortest.min(micros);
+            }
+        }
+        begun = last("begun ", &lines).unwrap_or(begun);
+        acked = last("acked ", &lines).unwrap_or(acked);
     }
-    // Somewhere within the next operations, which is the point of the test.
-    std::thread::sleep(Duration::from_micros(context.random.below(4_000) as u64));
+    // Most often somewhere within that operation, which is the point of the test.
+    let pause = context.random.below(shortest * 3 / 2) as u64;
+    std::thread::sleep(Duration::from_micros(pause));
     let rest = worker.kill()?;
-    Ok(Some((spec, last_acked(&rest).unwrap_or(acked))))
+    Ok(Some((spec, last("acked ", &rest).unwrap_or(acked))))
 }
 
-fn last_acked(lines: &[String]) -> Option<u64> {
-    let last = lines
+/// The number in the last line that starts with `word`.
+fn last(word: &str, lines: &[String]) -> Option<u64> {
+    let mut numbers = lines
         .iter()
         .rev()
-        .find_map(|line| line.strip_prefix("acked "))?;
-    last.parse().ok()
+        .filter_map(|line| line.strip_prefix(word));
+    numbers.next()?.split(' ').next()?.parse().ok()
 }
 
 /// Checks that every key is absent or holds the whole value of one operation on that key, and no

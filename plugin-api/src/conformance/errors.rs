@@ -61,7 +61,7 @@ fn tiny_deadline(random: &mut Random) -> Call {
 }
 
 fn sizes(random: &mut Random) -> usize {
-    [16, 1_000, 60_000, 1_000_000][random.below(4)]
+    [16, 1_000, 60_000, 200_000][random.below(4)]
 }
 
 /// What a key may be seen to hold: the id of its value, or absent.
@@ -80,8 +80,7 @@ fn cut_off_writes_changed_nothing(context: &mut Context<'_>) -> Result<Verdict, 
     let storage = context.open()?;
     let probe = Probe::new(&*storage);
     let key = context.key("cut-off");
-    let mut refused = None;
-    for id in 1..=150 {
+    for id in 1..=120 {
         let (before, version) = state(probe, &key)?;
         let expected = Expected::from(version);
         let is_delete = version.is_some() && context.random.below(4) == 0;
@@ -107,7 +106,6 @@ fn cut_off_writes_changed_nothing(context: &mut Context<'_>) -> Result<Verdict, 
             let expected = format!("the key to hold one of {allowed:?}");
             return Err(Failure::new(did, expected, format!("{after:?}")));
         }
-        refused = result.is_err().then_some(after).or(refused);
     }
     // A write that goes on in the background would land now.
     let (before, version) = state(probe, &key)?;

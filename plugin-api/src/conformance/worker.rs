@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! oxiflow-worker ready              the store is open; the worker waits for a line on its stdin
-//! oxiflow-worker acked 17           operation 17 of a write job returned ok
+//! oxiflow-worker begun 17           operation 17 of a write job is about to be called
+//! oxiflow-worker acked 17 250       operation 17 of a write job returned ok after 250 microseconds
 //! oxiflow-worker swapped 0a1b 0c2d  an increment replaced the first version by the second
 //! oxiflow-worker unknown 0a1b       an increment over this version may or may not have landed
 //! oxiflow-worker failed …           the job ended early, for this reason
@@ -37,6 +38,9 @@ const MARKER: &str = "oxiflow-worker ";
 
 /// How many keys a write job spreads its operations over.
 pub(super) const WRITE_KEYS: usize = 3;
+
+/// Values of at least this many bytes take long enough to be killed in the middle of.
+pub(super) const LARGE: usize = 200_000;
 
 /// How many operations a write job does at most, so that a forgotten worker ends.
 const MAX_WRITES: u64 = 20_000;
@@ -87,7 +91,7 @@ impl WorkerSpec {
         // Mostly small values, so that there are many boundaries to be killed at, some large ones,
         // so that there is a middle of a write to be killed in.
         let size = match random.below(4) {
-            0 => random.below(400_000),
+            0 => LARGE + random.below(3 * LARGE),
             _ => random.below(4_000),
         };
         let value = (random.below(6) > 0).then(|| pattern::value(number, size));
@@ -157,13 +161,17 @@ fn write(storage: &dyn Storage, spec: &WorkerSpec, output: &mut dyn Write) -> Re
     for number in 1..=MAX_WRITES {
         let Operation { key, value } = spec.operation(number);
         let (key, call) = (spec.write_key(key), Call::within(PATIENCE));
+        // The value is made, so whoever kills this process now meets the call itself.
+        say(output, &format!("begun {number}"))?;
+        let started = Instant::now();
         let result = match value {
             Some(value) => storage.put(&call, &key, &value, &Expected::Any).map(drop),
             None => storage.delete(&call, &key, &Expected::Any).map(drop),
         };
         result
             .map_err(|error| Failure::new(format!("operation {number}"), "ok", describe(&error)))?;
-        say(output, &format!("acked {number}"))?;
+        let took = started.elapsed().as_micros();
+        say(output, &format!("acked {number} {took}"))?;
     }
     Ok(())
 }

@@ -26,7 +26,7 @@ fn settings() -> Settings {
         thread_increments: 60,
         processes: 4,
         process_increments: 40,
-        kills: 10,
+        kills: 20,
         slack: Duration::from_millis(500),
         largest_value_bytes: oxiflow_plugin_api::MIN_MAX_VALUE_BYTES + 1,
         ..Settings::with_seed(seed)

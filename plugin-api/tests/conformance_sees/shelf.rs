@@ -323,7 +323,7 @@ impl Storage for Handle {
             });
             version = Version::from(next);
         }
-        if self.bug == Bug::TearsLargeValues && (200_000..400_000).contains(&value.len()) {
+        if self.bug == Bug::TearsLargeValues && (280_000..400_000).contains(&value.len()) {
             let half = value[..value.len() / 2].to_vec();
             inner.insert(&key, version, half);
             drop(inner);
