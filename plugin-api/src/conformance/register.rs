@@ -48,11 +48,13 @@ fn threads_increment(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let threads = context.settings.threads;
     let running = AtomicUsize::new(threads);
     let times = context.settings.thread_increments;
+    let start = Barrier::new(threads);
     let histories = std::thread::scope(|scope| {
-        let (storage, key, running) = (&*storage, key.as_str(), &running);
+        let (storage, key, running, start) = (&*storage, key.as_str(), &running, &start);
         let mut handles = Vec::new();
         for thread in 1..=threads as u64 {
             handles.push(scope.spawn(move || {
+                start.wait();
                 let result = increment(storage, key, thread, times);
                 running.fetch_sub(1, Ordering::Relaxed);
                 result
@@ -96,6 +98,8 @@ fn increment(
             continue;
         };
         let next = (thread << 56) | (attempt << COUNT_BITS) | (count(id) + 1);
+        // Lets another thread come in between, so that a fast store sees conflicts as well.
+        std::thread::yield_now();
         let size = 16 + (attempt as usize * 37) % 300;
         if history.swap(storage, &call, key, entry.version, (next, size))? {
             acknowledged += 1;

@@ -143,8 +143,16 @@ impl Handle {
                 _in_process: Some(guard),
             }
         } else {
-            let file = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            file.lock()?;
+            // Neither lock can be awaited with a deadline, so both are tried until it passes.
+            let file = loop {
+                if let Ok(file) = self.lock.try_lock()
+                    && file.try_lock().is_ok()
+                {
+                    break file;
+                }
+                call.check()?;
+                std::thread::sleep(std::time::Duration::from_micros(50));
+            };
             Held {
                 file: Some(file),
                 _in_process: None,
