@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::RunArgs;
-use super::ui::{Ui, count, draws_progress, seconds};
+use super::ui::{Ui, count, draws_progress, number_of, seconds};
 use crate::config::Pipeline;
 use crate::model::{PipelineState, PipelineStatus, StepState};
 use crate::runner::{Begin, Outcome, OutputStream, RunEvent, RunObserver, StopCause};
@@ -141,9 +141,9 @@ impl RunView {
             until.unwrap_or_default(),
         );
         self.ui.aside(&format!(
-            "{}: {name}: {} records{of}{until}",
+            "{}: {name}: {}{of}{until}",
             self.pipeline,
-            count(done)
+            number_of(done, "record")
         ));
     }
 }
@@ -165,6 +165,7 @@ impl RunObserver for RunView {
                 let holder = &takeover.previous.holder;
                 let left = match left {
                     0 => String::new(),
+                    1 => "; ended 1 process it left".to_owned(),
                     left => format!("; ended {left} processes it left"),
                 };
                 self.say(&format!(
@@ -256,8 +257,12 @@ fn describe(cause: &StopCause) -> String {
 
 fn records(processed: u64, failed: u64) -> String {
     match failed {
-        0 => format!("{} records", count(processed)),
-        failed => format!("{} records, {} failed", count(processed), count(failed)),
+        0 => number_of(processed, "record"),
+        failed => format!(
+            "{}, {} failed",
+            number_of(processed, "record"),
+            count(failed)
+        ),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::app::App;
 use crate::cli::read_file;
-use crate::cli::ui::{Ui, count, time};
+use crate::cli::ui::{Ui, number_of, time};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::PipelineName;
 use crate::recovery::{Import, import};
@@ -23,9 +23,9 @@ pub(super) fn run(
     if let Some(existing) = app.store.load_state(pipeline)? {
         let state = existing.value;
         ui.aside(&format!(
-            "this replaces the state of `{pipeline}`: {}, {} records, saved {}",
+            "this replaces the state of `{pipeline}`: {}, {}, saved {}",
             state.status.as_str(),
-            count(state.records_processed),
+            number_of(state.records_processed, "record"),
             time(state.last_heartbeat, app.clock.now()),
         ));
         confirm(yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
@@ -46,9 +46,9 @@ pub(super) fn run(
     }
     let state = &imported.state;
     ui.aside(&format!(
-        "imported the state of `{pipeline}`: {}, {} records, now at version {}",
+        "imported the state of `{pipeline}`: {}, {}, now at version {}",
         state.status.as_str(),
-        count(state.records_processed),
+        number_of(state.records_processed, "record"),
         state.version
     ));
     Ok(ExitCode::SUCCESS)
