@@ -619,3 +619,28 @@ fn a_step_has_nothing_to_read() {
     let ran = project.run_with_input(&["run"], "").expect(0);
     assert_eq!(ran.stdout, "a | end\n");
 }
+
+#[test]
+fn what_a_step_left_behind_is_not_taken_for_the_next_step() {
+    // The first step's descendant leaves its process group, so it outlives the step, and reports
+    // while the second step runs.
+    let project = Project::steady(
+        r#"
+pipeline:
+  - name: a
+    run: |
+      setsid sh -c 'until test -e second; do sleep 0.01; done; echo late; oxide_flow progress --records 500 --last-id late; touch reported' &
+      oxide_flow progress --records 1 --last-id a1
+  - name: b
+    run: |
+      touch second
+      until test -e reported; do sleep 0.01; done
+      oxide_flow progress --records 1 --last-id b1
+"#,
+    );
+    let ran = project.run(&["run"]).expect(0);
+    let state = project.state("p").unwrap();
+    assert_eq!(state["records_processed"], 2, "{}", ran.stderr);
+    assert_eq!(state["step_states"]["b"]["last_processed_id"], "b1");
+    assert!(!ran.stdout.contains("b | late"), "{}", ran.stdout);
+}

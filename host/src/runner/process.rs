@@ -68,7 +68,7 @@ impl StepProcess {
     pub(super) fn start<E: Send + 'static>(
         spec: &ProcessSpec<'_>,
         events: &Sender<E>,
-        wrap: fn(ProcessEvent) -> E,
+        wrap: impl Fn(ProcessEvent) -> E + Copy + Send + 'static,
     ) -> Result<Self> {
         let failed = |what: &str, error: std::io::Error| {
             Error::new(ErrorKind::Io, format!("cannot start the step: {what}")).because(error)

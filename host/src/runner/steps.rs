@@ -4,6 +4,7 @@
 //! lease) arrives in one channel, and every decision is made here: when to save, when to retry,
 //! when to stop.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -117,6 +118,7 @@ pub struct Runner<'a> {
     observer: &'a dyn RunObserver,
     sender: Sender<Event>,
     events: Receiver<Event>,
+    attempts: Cell<u64>,
 }
 
 /// What a [`Runner`] is made of.
@@ -140,7 +142,8 @@ pub struct RunnerParts<'a> {
 }
 
 enum Event {
-    Process(ProcessEvent),
+    /// From the attempt of this number, counted over the whole run.
+    Process(u64, ProcessEvent),
     Stop(StopCause),
     Lost(LostReason),
 }
@@ -195,6 +198,7 @@ impl<'a> Runner<'a> {
             observer,
             sender,
             events,
+            attempts: Cell::new(0),
         }
     }
 
@@ -367,8 +371,8 @@ impl<'a> Runner<'a> {
             match self.events.recv_timeout(left) {
                 Ok(Event::Stop(cause)) => return Ok(Some(cause)),
                 Ok(Event::Lost(reason)) => return Err(reason.to_error(&run.state().pipeline_id)),
-                // Late output of the attempt that failed.
-                Ok(Event::Process(_)) => {}
+                // Late output of the attempt before.
+                Ok(Event::Process(..)) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),
             }
         }
@@ -383,11 +387,15 @@ impl<'a> Runner<'a> {
             folder: self.project_dir,
             environment: &environment,
         };
-        let process = StepProcess::start(&spec, &self.sender, Event::Process)?;
+        let number = self.attempts.get() + 1;
+        self.attempts.set(number);
+        let wrap = move |event| Event::Process(number, event);
+        let process = StepProcess::start(&spec, &self.sender, wrap)?;
         let mut following = Following {
             runner: self,
             step,
             process,
+            number,
             started: self.clock.monotonic(),
             records_at_start: handled(step_state(run, step)?),
             time_at_start: step_state(run, step)?.processing_time_ms,
@@ -463,6 +471,9 @@ struct Following<'r, 'a> {
     runner: &'r Runner<'a>,
     step: &'r Step,
     process: StepProcess,
+    /// Which attempt of the run this is. A process that a step left behind may go on writing to
+    /// the step's pipes, which is nothing of the next step's.
+    number: u64,
     started: Duration,
     records_at_start: u64,
     time_at_start: u64,
@@ -479,7 +490,8 @@ impl Following<'_, '_> {
             // The runner holds a sender itself, so an error is always a timeout.
             let event = self.runner.events.recv_timeout(self.next_wake(run)).ok();
             match event {
-                Some(Event::Process(ProcessEvent::Exited(status))) => {
+                Some(Event::Process(number, _)) if number != self.number => {}
+                Some(Event::Process(_, ProcessEvent::Exited(status))) => {
                     self.drain(run);
                     self.record_time(run);
                     let status = status.map_err(|error| {
@@ -487,7 +499,7 @@ impl Following<'_, '_> {
                     })?;
                     return Ok(self.end(status));
                 }
-                Some(Event::Process(event)) => self.take(run, event),
+                Some(Event::Process(_, event)) => self.take(run, event),
                 Some(Event::Stop(cause)) if self.stopped.is_none() => {
                     self.runner.observer.event(RunEvent::Stopping(&cause));
                     self.stopped = Some(cause);
@@ -633,7 +645,8 @@ impl Following<'_, '_> {
         while self.pipes_open > 0 {
             let left = end.saturating_sub(self.runner.clock.monotonic());
             match self.runner.events.recv_timeout(left) {
-                Ok(Event::Process(event)) => self.take(run, event),
+                Ok(Event::Process(number, _)) if number != self.number => {}
+                Ok(Event::Process(_, event)) => self.take(run, event),
                 Ok(Event::Stop(cause)) => self.stopped = Some(cause),
                 // The next save finds the loss out by itself.
                 Ok(Event::Lost(reason)) => tracing::debug!(?reason, "lost while draining"),
