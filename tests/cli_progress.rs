@@ -133,6 +133,13 @@ fn a_huge_line_on_either_side_does_not_stop_the_run() {
 }
 
 #[test]
+fn a_huge_line_of_progress_is_told_once() {
+    let (_, ran, _) =
+        run("{ head -c 200000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD");
+    assert_eq!(ran.stderr.matches("warning:").count(), 1, "{}", ran.stderr);
+}
+
+#[test]
 fn binary_output_is_shown_as_far_as_it_is_text() {
     let (_, ran, _) = run("printf 'a\\000b\\377c\\r\\nend'; printf 'x\\001y' >&2");
     assert_eq!(ran.stdout, "a | ab\u{fffd}c\na | end\n");
