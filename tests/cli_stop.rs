@@ -181,6 +181,30 @@ pipeline:
 }
 
 #[test]
+fn a_run_stopped_between_attempts_goes_on_with_the_step_also_when_it_may_fail() {
+    let project = Project::steady(
+        r#"
+pipeline:
+  - {name: a, run: "test -e go && echo x >> done", retry_attempts: 9, continue_on_error: true}
+"#,
+    );
+    let running = project.start_captured(&["run"]);
+    wait_for("a failed attempt", || {
+        project.state("p").filter(|state| state["retry_count"] == 1)
+    });
+    running.signal("-TERM");
+    running.finish().expect(1);
+    let state = project.state("p").unwrap();
+    assert_eq!(
+        (&state["status"], &state["step_states"]["a"]["status"]),
+        (&json!("paused"), &json!("pending"))
+    );
+    project.write("go", "");
+    project.run(&["run"]).expect(0);
+    assert_eq!(project.read("done"), "x\n", "tried again, not passed over");
+}
+
+#[test]
 fn a_step_over_its_time_limit_ends_with_everything_it_started() {
     let project = Project::steady("");
     let step = "  - name: a

@@ -341,6 +341,8 @@ impl<'a> Runner<'a> {
                     run.checkpoint(|state| {
                         state.fail_step(&step.id, record, now);
                         if again {
+                            // A run that ends in the pause must not find it failed for good.
+                            state.interrupt_step(&step.id);
                             state.count_retry(&step.id);
                         }
                     })?;
