@@ -247,6 +247,61 @@ pipeline:
 }
 
 #[test]
+fn a_step_that_may_fail_is_passed_over_and_said_so() {
+    let project = Project::steady(
+        r#"
+pipeline:
+  - {name: optional, run: "exit 3", continue_on_error: true}
+  - {name: needed, run: "echo here"}
+"#,
+    );
+    insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
+    exit 0
+    --- stdout
+    needed  | here
+    --- stderr
+    p: run ID begins
+    p: optional (1 of 2) starts
+    p: optional failed: it ended with exit code 3
+    p: needed (2 of 2) starts
+    p: needed done in N.Ns, 0 records
+    warning: steps that failed and were passed over: optional
+    p: completed in N.Ns, 0 records
+    ");
+    let state = project.state("p").unwrap();
+    assert_eq!(
+        (
+            &state["status"],
+            &state["step_states"]["optional"]["status"]
+        ),
+        (&json!("completed"), &json!("failed"))
+    );
+}
+
+#[test]
+fn a_step_that_was_passed_over_is_not_called_done_when_the_run_resumes() {
+    let project = Project::steady(
+        r#"
+pipeline:
+  - {name: optional, run: "echo x >> tries; exit 3", continue_on_error: true}
+  - {name: needed, run: "test -e ready"}
+"#,
+    );
+    project.run(&["run"]).expect(1);
+    project.write("ready", "");
+    insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
+    exit 0
+    --- stderr
+    p: run ID resumes (failed) at version N, 0 records
+    p: needed (2 of 2) starts
+    p: needed done in N.Ns, 0 records
+    warning: steps that failed and were passed over: optional
+    p: completed in N.Ns, 0 records
+    ");
+    assert_eq!(words(&project, "tries"), ["x"]);
+}
+
+#[test]
 fn fresh_starts_over_and_keeps_the_unfinished_state_as_a_backup() {
     let project = Project::steady(
         r#"
