@@ -633,6 +633,28 @@ pipeline:
 }
 
 #[test]
+fn a_reader_that_closes_stdout_does_not_end_the_run() {
+    let project = Project::steady(
+        r#"
+pipeline:
+  - {name: a, run: "seq 1 20000"}
+  - {name: b, run: "touch done"}
+"#,
+    );
+    let mut child = project
+        .command(["run"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let ran = kit::Ran::from(child.wait_with_output().unwrap()).expect(0);
+    assert!(!ran.stderr.contains("panic"), "{}", ran.stderr);
+    assert!(project.path().join("done").exists());
+    assert_eq!(project.state("p").unwrap()["status"], "completed");
+}
+
+#[test]
 fn a_second_worker_is_refused_at_once_and_waits_when_asked_to() {
     let project = Project::steady(
         "pipeline: [{name: a, run: 'echo x >> runs; until test -e go; do sleep 0.01; done'}]\n",

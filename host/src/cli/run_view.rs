@@ -96,7 +96,7 @@ impl RunView {
         }
         let marked = format!("{step:width$} | {line}", width = self.mark_width);
         self.bar.suspend(|| match stream {
-            OutputStream::Stdout if !self.json => self.ui.line(&marked),
+            OutputStream::Stdout if !self.json => self.ui.pass_on(&marked),
             _ => self.ui.aside(&marked),
         });
     }

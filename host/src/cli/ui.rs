@@ -34,6 +34,19 @@ impl Ui {
         end_if_closed(written);
     }
 
+    /// A line that somebody else wrote and that is only passed on. When nobody reads it, the work
+    /// that writes it goes on all the same.
+    #[expect(
+        clippy::unused_self,
+        reason = "printing goes through a value that commands are given"
+    )]
+    pub(super) fn pass_on(&self, text: &str) {
+        match writeln!(anstream::stdout().lock(), "{text}") {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            written => end_if_closed(written),
+        }
+    }
+
     /// A document of data, as it is.
     #[expect(
         clippy::unused_self,
