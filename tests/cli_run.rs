@@ -437,6 +437,24 @@ fn json_is_one_document_on_stdout_and_the_output_of_steps_goes_to_stderr() {
 }
 
 #[test]
+fn json_is_printed_also_when_a_step_failed() {
+    let project = Project::steady("pipeline: [{name: a, run: exit 3}]\n");
+    let ran = project.run(&["run", "--json"]).expect(1);
+    let document: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(document["data"]["status"], "failed");
+    assert_eq!(
+        document["data"]["errors"][0]["message"],
+        "it ended with exit code 3"
+    );
+    assert!(
+        ran.stderr
+            .contains("error: step `a` of pipeline `p` failed"),
+        "{}",
+        ran.stderr
+    );
+}
+
+#[test]
 fn quiet_hides_the_output_of_steps_and_nothing_else() {
     let project = Project::steady("pipeline: [{name: a, run: 'echo out; echo err >&2'}]\n");
     insta::assert_snapshot!(project.run(&["run", "--quiet"]).story(&project), @"

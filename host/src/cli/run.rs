@@ -44,10 +44,20 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     stop_on_signals(runner.stopper())?;
     let outcome = runner.run(&request);
     view.close();
-    let outcome = outcome?;
     if args.json {
-        ui.json("state", &outcome.state)?;
+        let failed = outcome.as_ref().err().map(Error::kind) == Some(ErrorKind::StepFailed);
+        match &outcome {
+            Ok(outcome) => ui.json("state", &outcome.state)?,
+            // The state says which step failed and why, as it was saved at the end of the run.
+            Err(_) if failed => {
+                if let Some(state) = app.store.load_state(&name)? {
+                    ui.json("state", &state.value)?;
+                }
+            }
+            Err(_) => {}
+        }
     }
+    let outcome = outcome?;
     let code = match &outcome.stopped {
         None => ExitCode::SUCCESS,
         Some(_) => ExitCode::from(exit::FAILED),
