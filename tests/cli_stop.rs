@@ -155,6 +155,31 @@ fn a_second_signal_ends_a_step_that_ignores_the_first_at_once() {
 }
 
 #[test]
+fn waiting_for_another_worker_can_be_given_up() {
+    let step = "  - {name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}\n";
+    let project = Project::steady(&format!("pipeline:\n{step}"));
+    let first = ready(&project);
+    let said = project.path().join("said");
+    let mut waiting = project
+        .command(["run", "--wait", "1h"])
+        .stderr(std::fs::File::create(&said).unwrap())
+        .spawn()
+        .unwrap();
+    wait_for("the waiting to be told", || {
+        project.read("said").contains("; waiting").then_some(())
+    });
+    signal("-TERM", &waiting);
+    assert_eq!(waiting.wait().unwrap().code(), Some(1));
+    assert!(
+        project
+            .read("said")
+            .ends_with("stopped waiting by SIGTERM\n")
+    );
+    project.write("go", "");
+    first.finish().expect(0);
+}
+
+#[test]
 fn a_step_that_ends_well_when_asked_to_stop_is_done_and_the_next_does_not_begin() {
     let project = Project::steady(
         r#"

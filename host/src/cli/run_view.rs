@@ -2,7 +2,8 @@
 //!
 //! The output of steps goes through, each line marked with its step.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,6 +27,8 @@ pub(super) struct RunView {
     json: bool,
     bar: ProgressBar,
     told: Mutex<Instant>,
+    /// Whether another worker is waited for.
+    waiting: Arc<AtomicBool>,
 }
 
 impl RunView {
@@ -49,7 +52,13 @@ impl RunView {
             json: args.json,
             bar,
             told: Mutex::new(Instant::now()),
+            waiting: Arc::default(),
         }
+    }
+
+    /// Whether the run has not begun because another worker is waited for.
+    pub(super) fn waiting(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.waiting)
     }
 
     /// Takes the progress bar away.
@@ -151,6 +160,9 @@ impl RunView {
 impl RunObserver for RunView {
     fn event(&self, event: RunEvent<'_>) {
         let pipeline = &self.pipeline;
+        // Every other event comes after the wait.
+        let waits = matches!(event, RunEvent::Waiting(_));
+        self.waiting.store(waits, Ordering::SeqCst);
         match event {
             RunEvent::Waiting(lease) => self.say(&format!(
                 "{pipeline}: worker `{}` (pid {} on {}) holds it; waiting",
