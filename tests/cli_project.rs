@@ -87,6 +87,41 @@ fn init_takes_the_name_from_the_folder_and_the_folder_from_an_option() {
 }
 
 #[test]
+fn init_refuses_names_that_would_break_the_file_and_leaves_nothing_anywhere() {
+    let project = Project::new("");
+    project.write("inner/file", "");
+    let before = contents(project.path());
+    let run = |arguments: &[&str]| {
+        let output = project
+            .command(arguments)
+            .current_dir(project.path().join("inner"))
+            .output();
+        Ran::from(output.unwrap())
+    };
+    for name in [
+        "a\"b", "a\nb", "", " ", ".", "..", ".git", "a/b", "../x", "a: b",
+    ] {
+        run(&["init", name]).expect(2);
+    }
+    insta::assert_snapshot!(run(&["init", ".."]).story(&project), @"
+    exit 2
+    --- stderr
+    error: `..` is no name for a project
+    hint: use letters, digits, spaces, `.`, `_` and `-`, a letter or digit first; the folder is `--directory`
+    ");
+    insta::assert_snapshot!(run(&["init", "a", "--name", "b"]).story(&project), @"
+    exit 2
+    --- stderr
+    error: the argument '[NAME]' cannot be used with '--name <NAME>'
+
+    Usage: oxide_flow init <NAME>
+
+    For more information, try '--help'.
+    ");
+    assert_eq!(contents(project.path()), before);
+}
+
+#[test]
 fn pipelines_are_listed_also_those_with_errors() {
     let project = Project::new(QUICK);
     insta::assert_snapshot!(project.run(&["pipeline", "list"]).story(&project), @"
