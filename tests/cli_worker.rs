@@ -106,6 +106,73 @@ fn a_running_worker_is_listed_and_shown() {
 }
 
 #[test]
+fn a_worker_that_is_asked_to_stop_obeys_and_says_who_asked() {
+    let (project, running, id) = worker();
+    insta::assert_snapshot!(project.run(&["worker", "stop", &id]).story(&project), @"
+    exit 0
+    --- stderr
+    asked worker `WORKER` to stop (its process lives)
+    waiting until it has stopped
+    worker `WORKER` has stopped
+    ");
+    insta::assert_snapshot!(running.finish().expect(1).story(&project), @"
+    exit 1
+    --- stderr
+    p: run ID begins
+    p: a (1 of 1) starts
+    p: stopping by request of tester@HOST; again to stop at once
+    p: stopped by request of tester@HOST, 2 records
+    resume with `oxide_flow run p`
+    ");
+    let state = project.state("p").unwrap();
+    assert_eq!(
+        (
+            &state["status"],
+            &state["last_processed_id"],
+            &state["records_processed"],
+            &state["worker_id"]
+        ),
+        (&json!("paused"), &json!("last"), &json!(2), &Value::Null)
+    );
+    let lease = lease(&project);
+    assert!(lease["released_at"].is_string());
+    let request = &lease["requests"][0];
+    assert!(request["from"].as_str().unwrap().starts_with("tester@"));
+    assert!(request["acknowledged_at"].is_string());
+    assert_eq!(
+        project.run(&["worker", "list"]).expect(0).stderr,
+        "no workers\n"
+    );
+    insta::assert_snapshot!(project.run(&["worker", "list", "--all"]).story(&project), @"
+    exit 0
+    --- stdout
+    WORKER  PIPELINE  STATUS  DOES  HOST  PID  EPOCH  RENEWED
+    WORKER  p  released  run  HOST  PID  1  AGO
+    ");
+    insta::assert_snapshot!(project.run(&["worker", "show", &id]).story(&project), @"
+    exit 0
+    --- stdout
+    Worker  WORKER
+    Pipeline  p
+    Status  released
+    Does  run
+    Host  HOST
+    Process  pid PID, dead
+    Epoch  1
+    Acquired  TIME (AGO)
+    Renewed  TIME (AGO)
+    Lease lasts  1m
+    Released  TIME (AGO)
+    Asked to stop  by tester@HOST, TIME (AGO); seen TIME (AGO)
+    ");
+    insta::assert_snapshot!(project.run(&["worker", "stop", &id]).story(&project), @"
+    exit 0
+    --- stderr
+    worker `WORKER` has stopped already
+    ");
+}
+
+#[test]
 fn stop_without_waiting_returns_and_a_short_wait_runs_out() {
     let project = Project::steady(
         "pipeline: [{name: a, run: \"trap '' TERM; touch ready; while :; do sleep 0.01; done\"}]\n",
@@ -140,6 +207,52 @@ fn stop_without_waiting_returns_and_a_short_wait_runs_out() {
     );
     running.signal("-TERM");
     running.finish().expect(1);
+}
+
+#[test]
+fn a_dead_worker_is_told_and_its_lease_is_released() {
+    let (project, id) = dead_worker();
+    insta::assert_snapshot!(project.run(&["worker", "list"]).story(&project), @"
+    exit 0
+    --- stdout
+    WORKER  PIPELINE  STATUS  DOES  HOST  PID  EPOCH  RENEWED
+    WORKER  p  dead  run  HOST  PID  1  AGO
+    ");
+    insta::assert_snapshot!(project.run(&["worker", "show", &id]).story(&project), @"
+    exit 0
+    --- stdout
+    Worker  WORKER
+    Pipeline  p
+    Status  dead
+    Does  run
+    Host  HOST
+    Process  pid PID, dead
+    Epoch  1
+    Acquired  TIME (AGO)
+    Renewed  TIME (AGO)
+    Lease lasts  1m
+    ");
+    let state = json_of(&project, &["state", "show", "p", "--json"]);
+    assert_eq!(state["data"]["effective_status"], "interrupted");
+    insta::assert_snapshot!(project.run(&["worker", "stop", &id]).story(&project), @"
+    exit 0
+    --- stderr
+    the process of worker `WORKER` (pid PID on HOST) is gone
+    released the lease of pipeline `p`
+    ");
+    assert!(lease(&project)["released_at"].is_string());
+    insta::assert_snapshot!(project.run(&["worker", "stop", &id]).story(&project), @"
+    exit 0
+    --- stderr
+    worker `WORKER` has stopped already
+    ");
+    let resumed = project.start_captured(&["run"]);
+    wait_for("a resumed run", || {
+        (lease(&project)["worker_id"] != json!(id)).then_some(())
+    });
+    // That worker no longer names the pipeline.
+    project.run(&["worker", "stop", &id]).expect(1);
+    drop(resumed);
 }
 
 #[test]
