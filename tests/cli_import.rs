@@ -164,6 +164,247 @@ fn replacing_needs_a_yes_and_leaves_a_backup() {
 }
 
 #[test]
+fn a_state_comes_in_over_standard_input() {
+    let project = failed();
+    let exported = project
+        .run(&["state", "export", "p", "--format", "yaml"])
+        .expect(0)
+        .stdout;
+    let other = Project::steady(PIPELINE);
+    insta::assert_snapshot!(other.run_with_input(&["state", "import", "p", "--file", "-"], &exported).story(&other), @"
+    exit 0
+    --- stderr
+    imported the state of `p`: failed, 3 records, now at version N
+    ");
+    insta::assert_snapshot!(other.run_with_input(&["state", "import", "p", "--file", "-"], "").story(&other), @"
+    exit 3
+    --- stderr
+    error: standard input holds no pipeline state
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ");
+}
+
+#[test]
+fn documents_that_are_no_state_of_this_pipeline_are_refused_and_change_nothing() {
+    let project = failed();
+    let state = project.state("p").unwrap();
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut state = state.clone();
+        change(&mut state);
+        state.to_string()
+    };
+    let without = |field: &str| {
+        changed(&|state| {
+            state.as_object_mut().unwrap().remove(field);
+        })
+    };
+    let documents = [
+        ("garbage", "\u{1}\u{2}{{{ ]]".to_owned()),
+        ("cut off", state.to_string()[..200].to_owned()),
+        ("empty", String::new()),
+        ("a number", "42".to_owned()),
+        ("a list", "[]".to_owned()),
+        ("null", "null".to_owned()),
+        (
+            "another pipeline's",
+            changed(&|state| state["pipeline_id"] = json!("other")),
+        ),
+        (
+            "a hostile name",
+            changed(&|state| state["pipeline_id"] = json!("../p")),
+        ),
+        (
+            "a newer schema",
+            changed(&|state| state["schema_version"] = json!(3)),
+        ),
+        (
+            "a schema as text",
+            changed(&|state| state["schema_version"] = json!("2")),
+        ),
+        ("no status", without("status")),
+        ("no steps", without("step_states")),
+        ("no pipeline", without("pipeline_id")),
+        (
+            "a wrong status",
+            changed(&|state| state["status"] = json!("happy")),
+        ),
+        (
+            "a negative count",
+            changed(&|state| state["records_processed"] = json!(-1)),
+        ),
+        (
+            "a wrong time",
+            changed(&|state| state["started_at"] = json!("yesterday")),
+        ),
+        (
+            "a step without cursor",
+            changed(&|state| {
+                state["step_states"]["a"]
+                    .as_object_mut()
+                    .unwrap()
+                    .remove("last_processed_id");
+            }),
+        ),
+        (
+            "a step under another id",
+            changed(&|state| state["step_states"]["a"]["step_id"] = json!("b")),
+        ),
+    ];
+    let mut told = String::new();
+    project.write("in", "");
+    let before = kit::contents(&project.path().join(".oxiflow"));
+    for (what, document) in documents {
+        project.write("in", &document);
+        let ran = project.run(&["state", "import", "p", "--file", "in", "--yes"]);
+        told.push_str(&format!("## {what}\n{}", ran.story(&project)));
+        assert_eq!(
+            kit::contents(&project.path().join(".oxiflow")),
+            before,
+            "{what}"
+        );
+    }
+    insta::assert_snapshot!(told, @r#"
+    ## garbage
+    exit 3
+    --- stderr
+    error: in is neither JSON nor YAML
+      caused by: error: line 1 column 1: unexpected character: `\u{1}'
+     --> <input>:1:1
+      |
+    1 |  {{{ ]]
+      | ^ unexpected character: `\u{1}'
+    ## cut off
+    exit 3
+    --- stderr
+    error: in is neither JSON nor YAML
+      caused by: EOF while parsing a string at line 1 column 200
+    ## empty
+    exit 3
+    --- stderr
+    error: in holds no pipeline state
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## a number
+    exit 3
+    --- stderr
+    error: in holds no pipeline state
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## a list
+    exit 3
+    --- stderr
+    error: in holds no pipeline state
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## null
+    exit 3
+    --- stderr
+    error: in holds no pipeline state
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## another pipeline's
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is the state of pipeline `other`
+    hint: import it under that name, or change its `pipeline_id` if you mean it
+    ## a hostile name
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is no pipeline state: at `pipeline_id`
+      caused by: `../p` is no pipeline name: it starts with a dot
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## a newer schema
+    exit 1
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the state has schema 3, this one reads up to 2
+    hint: import it with the newer oxide_flow that exported it
+    ## a schema as text
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is no pipeline state: at `schema_version`
+      caused by: invalid type: string "2", expected u32
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## no status
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is no pipeline state: at `.`
+      caused by: missing field `status`
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## no steps
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is no pipeline state: at `.`
+      caused by: missing field `step_states`
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## no pipeline
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is no pipeline state: at `.`
+      caused by: missing field `pipeline_id`
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## a wrong status
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is no pipeline state: at `status`
+      caused by: unknown variant `happy`, expected one of `pending`, `running`, `paused`, `completed`, `failed`
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## a negative count
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is no pipeline state: at `records_processed`
+      caused by: invalid value: integer `-1`, expected u64
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## a wrong time
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is no pipeline state: at `started_at`
+      caused by: input contains invalid characters
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## a step without cursor
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document is no pipeline state: at `step_states.a`
+      caused by: missing field `last_processed_id`
+    hint: export one with `oxide_flow state export` to see what it looks like
+    ## a step under another id
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the step under `a` has another `step_id`
+    "#);
+    std::fs::write(project.path().join("in"), b"\xff\xfe").unwrap();
+    insta::assert_snapshot!(project.run(&["state", "import", "p", "--file", "in"]).story(&project), @"
+    exit 2
+    --- stderr
+    error: cannot read in
+      caused by: stream did not contain valid UTF-8
+    ");
+    insta::assert_snapshot!(project.run(&["state", "import", "p", "--file", "nowhere"]).story(&project), @"
+    exit 2
+    --- stderr
+    error: cannot read nowhere
+      caused by: No such file or directory (os error 2)
+    ");
+    insta::assert_snapshot!(project.run(&["state", "import", "p"]).story(&project), @"
+    exit 2
+    --- stderr
+    error: the following required arguments were not provided:
+      --file <FILE>
+
+    Usage: oxide_flow state import --file <FILE> <PIPELINE>
+
+    For more information, try '--help'.
+    ");
+}
+
+#[test]
 fn a_large_state_is_imported_and_shown() {
     let project = failed();
     let mut state = project.state("p").unwrap();
