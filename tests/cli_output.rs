@@ -327,6 +327,17 @@ fn rust_log_decides_over_the_flags() {
 }
 
 #[test]
+fn an_empty_rust_log_leaves_the_flags_alone() {
+    let project = ran();
+    let output = project
+        .command(["state", "export", "p", "-v"])
+        .env("RUST_LOG", "")
+        .output();
+    let logged = Ran::from(output.unwrap()).expect(0).stderr;
+    assert!(logged.starts_with("INFO  [oxide_flow::state]"), "{logged}");
+}
+
+#[test]
 fn json_logs_are_one_object_a_line() {
     let project = ran();
     let ran = project
