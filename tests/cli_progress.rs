@@ -198,6 +198,29 @@ pipeline:
 }
 
 #[test]
+fn a_cursor_that_no_variable_can_hold_does_not_block_the_pipeline_for_good() {
+    let script = r#"test -n "$OXIFLOW_LAST_PROCESSED_ID" && exit 0
+        oxide_flow progress --records 1 --last-id before
+        echo '{"records": 1, "last_id": "a\u0000b"}' >&$OXIFLOW_PROGRESS_FD
+        exit 3"#;
+    let pipeline = json!({"pipeline": [{"name": "a", "run": script}]});
+    let project = Project::steady(&pipeline.to_string());
+    insta::assert_snapshot!(project.run(&["run"]).expect(1).story(&project), @"
+    exit 1
+    --- stderr
+    p: run ID begins
+    p: a (1 of 1) starts
+    warning: step `a` reported a cursor with a NUL character, which no environment variable can hold; the report is not counted
+    p: a failed: it ended with exit code 3
+    error: step `a` of pipeline `p` failed
+      caused by: it ended with exit code 3
+    hint: run `oxide_flow run p` again to resume at this step, or `oxide_flow state show p` to see what happened
+    ");
+    assert_eq!(project.state("p").unwrap()["last_processed_id"], "before");
+    project.run(&["run"]).expect(0);
+}
+
+#[test]
 fn more_records_than_the_total_are_no_reason_to_fail() {
     let (project, _, state) = run("oxide_flow progress --total 2 --records 5");
     assert_eq!(state["records_processed"], 5);

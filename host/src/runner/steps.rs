@@ -601,6 +601,16 @@ impl Following<'_, '_> {
             }
             ProcessEvent::Progress(line) if line.trim().is_empty() => {}
             ProcessEvent::Progress(line) => match Progress::parse(&line) {
+                // Kept, such a cursor could not be given to the step again, and nothing would
+                // ever start it any more.
+                Ok(progress) if progress.last_id.iter().any(|id| id.contains('\0')) => {
+                    let name = &self.step.name;
+                    let text = format!(
+                        "step `{name}` reported a cursor with a NUL character, which no \
+                         environment variable can hold; the report is not counted"
+                    );
+                    observer.event(RunEvent::Warning(&text));
+                }
                 Ok(progress) => self.record(run, &progress),
                 Err(error) => {
                     let shown: String = line.chars().take(120).collect();
