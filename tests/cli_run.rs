@@ -1,4 +1,6 @@
 //! `oxide_flow run`: steps in order, their environment, failures, and where the next run begins.
+//!
+//! It is long because its tests hold whole transcripts; what they are about belongs together.
 
 mod kit;
 
