@@ -152,7 +152,8 @@ impl From<Package> for Description {
         Self {
             name: package
                 .name
-                .trim_start_matches("oxiflow-backend-")
+                .strip_prefix("oxiflow-backend-")
+                .unwrap_or(package.name)
                 .to_owned(),
             version: package.version.to_owned(),
             description: package.description.to_owned(),

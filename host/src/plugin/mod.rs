@@ -13,7 +13,7 @@ mod options;
 
 use std::path::{Path, PathBuf};
 
-use oxiflow_plugin_api::{Capabilities, Description, Storage};
+use oxiflow_plugin_api::{BackendError, Capabilities, Description, Storage};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -111,13 +111,14 @@ impl Plugin {
     /// Opens a store with these options; relative paths in them start at `base_dir`.
     ///
     /// # Errors
-    /// As the backend fails; `Configuration` for a wrong option.
-    pub fn open(&self, options: &Map<String, Value>, base_dir: &Path) -> Result<Box<dyn Storage>> {
+    /// As the backend fails; `Invalid` for a wrong option.
+    pub fn open(
+        &self,
+        options: &Map<String, Value>,
+        base_dir: &Path,
+    ) -> std::result::Result<Box<dyn Storage>, BackendError> {
         let config = Value::Object(options.clone()).to_string();
         let host = logging::host(&self.description.name, base_dir);
-        self.library.open(host, config.as_bytes()).map_err(|error| {
-            let name = &self.description.name;
-            Error::from(error).while_doing(format!("cannot open the `{name}` backend"))
-        })
+        self.library.open(host, config.as_bytes())
     }
 }
