@@ -114,9 +114,10 @@ fn unsafe_code_is_only_where_it_belongs() {
             let code = line.split("//").next().unwrap_or_default();
             code.contains("unsafe {") || code.contains("unsafe fn") || code.contains("unsafe impl")
         });
-        let quoted = name == "tests/tidy.rs";
+        // Fixtures of plugins break the rules on purpose; this file quotes them.
+        let exempt = name == "tests/tidy.rs" || name.starts_with("tests/fixtures/plugins/");
         assert!(
-            !uses || quoted || UNSAFE.contains(&name.as_str()),
+            !uses || exempt || UNSAFE.contains(&name.as_str()),
             "{name} has unsafe code"
         );
     }

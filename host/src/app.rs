@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oxiflow_plugin_api::Capabilities;
+use oxiflow_plugin_api::{BackendError, Capabilities};
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, Env, Pipeline};
@@ -50,7 +50,9 @@ impl App {
         };
         let plugin = Plugin::find(backend, &search)?;
         check_options(&config, &plugin, &plugin.problems(options))?;
-        let storage = plugin.open(options, &config.project_dir)?;
+        let storage = plugin
+            .open(options, &config.project_dir)
+            .map_err(|error| cannot_open(&config, &plugin, error))?;
         let store = StateStore::new(layer::stack(storage, Arc::clone(&clock)));
         Ok(Self {
             config,
@@ -125,6 +127,22 @@ pub fn search_path(config: &Config, env: &Env<'_>) -> Result<SearchPath> {
         variable.as_deref(),
         executable.as_deref(),
     )
+}
+
+/// A backend that does not open; a wrong option is told with its place in the file.
+fn cannot_open(config: &Config, plugin: &Plugin, error: BackendError) -> Error {
+    let message = format!("cannot open the `{}` backend", plugin.description().name);
+    let options = config.state.backend_config.keys();
+    let named = options.filter(|option| error.message().contains(&format!("`{option}`")));
+    let line = named
+        .filter_map(|option| config.line_of_backend_option(option))
+        .next();
+    let place = match (&config.file, line) {
+        (Some(file), Some(line)) => format!("{}:{line}: ", config.shown(file).display()),
+        _ => String::new(),
+    };
+    let converted = Error::from(error);
+    Error::new(converted.kind(), format!("{place}{message}")).because(converted)
 }
 
 /// Turns what the plugin's schema objects to into an error with the place in the file.

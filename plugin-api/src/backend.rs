@@ -152,7 +152,8 @@ impl From<Package> for Description {
         Self {
             name: package
                 .name
-                .trim_start_matches("oxiflow-backend-")
+                .strip_prefix("oxiflow-backend-")
+                .unwrap_or(package.name)
                 .to_owned(),
             version: package.version.to_owned(),
             description: package.description.to_owned(),
@@ -174,7 +175,8 @@ impl BackendConfig {
     /// `Invalid` when the bytes are no JSON object.
     pub fn from_json(bytes: &[u8]) -> Result<Self, BackendError> {
         let options = serde_json::from_slice(bytes).map_err(|error| {
-            BackendError::invalid(format!("backend_config is not a JSON object: {error}"))
+            let reason = without_values(&error.to_string());
+            BackendError::invalid(format!("backend_config is not a JSON object: {reason}"))
         })?;
         Ok(Self { options })
     }
@@ -204,13 +206,23 @@ impl BackendConfig {
     }
 }
 
-/// Cuts the offending value out of serde's `invalid type: string "…", expected …` messages.
+/// Cuts the offending value out of serde's messages: `invalid type: string "…", expected …` and
+/// ``unknown variant `…`, expected …``. The last `, expected ` is serde's, since the value comes
+/// before it.
 fn without_values(message: &str) -> String {
-    match (message.find(": "), message.rfind(", expected ")) {
-        (Some(start), Some(end)) if message.starts_with("invalid ") && start < end => {
+    let start = if message.starts_with("unknown variant `") {
+        Some("unknown variant".len())
+    } else if message.starts_with("invalid ") {
+        message.find(": ")
+    } else {
+        None
+    };
+    match (start, message.rfind(", expected ")) {
+        (Some(start), Some(end)) if start < end => {
             format!("{}{}", &message[..start], &message[end..])
         }
-        _ => message.to_owned(),
+        (Some(start), _) => message[..start].to_owned(),
+        (None, _) => message.to_owned(),
     }
 }
 
@@ -320,6 +332,15 @@ mod tests {
         port: u16,
         #[serde(default)]
         nested: Option<Box<Options>>,
+        #[serde(default)]
+        mode: Option<Mode>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Mode {
+        Fast,
+        Safe,
     }
 
     fn parse(json: &str) -> Result<Options, BackendError> {
@@ -335,6 +356,15 @@ mod tests {
             error.message(),
             "option `nested.port`: invalid type, expected u16"
         );
+        let error = parse(r#"{"mode": "hunter2, expected `x`"}"#).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "option `mode`: unknown variant, expected `fast` or `safe`"
+        );
+        let options = parse(r#"{"mode": "safe"}"#).unwrap();
+        assert!(matches!(options.mode, Some(Mode::Safe)));
+        let error = parse(r#""hunter2""#).unwrap_err();
+        assert!(!error.message().contains("hunter2"), "{error}");
         let error = parse(r#"{"prot": 1}"#).unwrap_err();
         assert!(error.message().contains("unknown field `prot`"), "{error}");
         assert_eq!(

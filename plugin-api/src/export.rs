@@ -24,7 +24,9 @@ use crate::abi::{
 use crate::backend::{Backend, BackendConfig, ListSink, Package, ValueSink};
 use crate::call::Call;
 use crate::error::{BackendError, ErrorKind};
-use crate::host::{Host, LogLevel, LogLine, inside_call, install_forwarding, panic_message};
+use crate::host::{
+    Host, LogLevel, LogLine, inside_call, install_forwarding, install_panic_hook, panic_message,
+};
 use crate::value::{Expected, Listed, check_key};
 
 /// Exports a [`Backend`] as a plugin: the C table and, beside it, the `abi_stable` root module.
@@ -117,6 +119,7 @@ pub const fn table<E: Export>() -> BackendTable {
 }
 
 unsafe extern "C" fn describe<E: Export>(reply: *const AbiReply) -> i32 {
+    install_panic_hook();
     guard(reply, || {
         let description = E::Backend::describe(E::PACKAGE);
         let json = serde_json::to_vec(&description)

@@ -9,9 +9,8 @@ use std::cell::Cell;
 use std::fmt;
 use std::panic::PanicHookInfo;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once, OnceLock};
 
 use tracing::field::{Field, Visit};
 use tracing::span;
@@ -148,28 +147,37 @@ pub(crate) fn inside_call<T>(body: impl FnOnce() -> T) -> T {
     body()
 }
 
+/// Where this library's panics inside calls go: nowhere before the first `open`, to its host after
+/// it. `None` for a backend that is linked into the host's own binary.
+static PANIC_LOG: OnceLock<Option<Host>> = OnceLock::new();
+
 /// Points this library's `tracing` and panic hook at the host, once per process.
 ///
 /// The first host wins: callbacks live as long as the process, which the ABI demands of them.
 pub(crate) fn install_forwarding(host: &Host) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
+    PANIC_LOG.get_or_init(|| {
         let subscriber = Forward {
             host: host.clone(),
             next_span: AtomicU64::new(1),
         };
-        if tracing::subscriber::set_global_default(subscriber).is_err() {
-            // A backend linked into the host's own binary shares its subscriber, which is right.
-            return;
-        }
-        let host = host.clone();
+        // A backend linked into the host's own binary shares its subscriber, which is right.
+        let own = tracing::subscriber::set_global_default(subscriber).is_ok();
+        own.then(|| host.clone())
+    });
+    install_panic_hook();
+}
+
+/// Keeps panics inside calls from being printed, once per process. Their message goes back to the
+/// host with the error; before `open` there is no log for more than that.
+pub(crate) fn install_panic_hook() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
         let previous = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if INSIDE_CALL.get() {
-                host.log(&panic_line(panic));
-            } else {
-                previous(panic);
-            }
+        std::panic::set_hook(Box::new(move |panic| match PANIC_LOG.get() {
+            _ if !INSIDE_CALL.get() => previous(panic),
+            None => {}
+            Some(Some(host)) => host.log(&panic_line(panic)),
+            Some(None) => previous(panic),
         }));
     });
 }

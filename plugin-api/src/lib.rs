@@ -86,6 +86,8 @@ pub mod abi;
 pub mod backend;
 pub mod call;
 pub mod capabilities;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod error;
 pub mod export;
 pub mod host;

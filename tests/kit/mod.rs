@@ -10,6 +10,7 @@
 )]
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use regex::Regex;
 use tempfile::TempDir;
 
 /// The program under test.
@@ -98,6 +100,14 @@ impl Project {
     /// A project with the file backend and quick intervals, and this pipeline as `p`.
     pub fn with_pipeline(pipeline: &str) -> Self {
         let project = Self::new(QUICK);
+        project.write("pipelines/p.yaml", pipeline);
+        project
+    }
+
+    /// As [`with_pipeline`](Self::with_pipeline), with a lease that lasts however busy the machine
+    /// is: for tests that are not about leases running out.
+    pub fn steady(pipeline: &str) -> Self {
+        let project = Self::new(&QUICK.replace("lease_ttl: 1s", "lease_ttl: 60s"));
         project.write("pipelines/p.yaml", pipeline);
         project
     }
@@ -249,6 +259,12 @@ impl Ran {
         text
     }
 
+    /// The transcript with everything hidden that changes from run to run and machine to machine.
+    pub fn story(&self, project: &Project) -> String {
+        let folder = project.path().display().to_string();
+        hide_changing(&self.transcript(&[(&folder, "DIR")]))
+    }
+
     /// Fails the test unless the program ended with this code.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
@@ -329,6 +345,59 @@ pub fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
         assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// A text without times, ids, process ids, host names and versions of states. Columns are two
+/// spaces apart, since their width follows from what is hidden.
+pub fn hide_changing(text: &str) -> String {
+    static PATTERNS: OnceLock<Vec<(Regex, &str)>> = OnceLock::new();
+    let patterns = PATTERNS.get_or_init(|| {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a host name");
+        let host = regex::escape(host.trim());
+        [
+            (r"\d{8}T\d{6}\.\d{3}Z-[0-9a-z]{6}", "BACKUP"),
+            (&format!(r" {{2,}}{host} +\d+  "), "  HOST  PID  "),
+            (&format!(r"\b{host}-\d+-[0-9a-z]{{6}}\b"), "WORKER"),
+            (&format!(r"(@|pid \d+ on ){host}\b"), "${1}HOST"),
+            (&format!(r"(?m)^(Host +){host}$"), "${1}HOST"),
+            (r"\b[0-9A-HJKMNP-TV-Z]{26}\b", "ID"),
+            (r"\bpid \d+", "pid PID"),
+            (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "TIME"),
+            (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
+            (r"\((\d+[a-z]+ ?)+ ago\)", "(AGO)"),
+            (r"\b(\d+[a-z]+ )+ago\b", "AGO"),
+            (r"\b\d+\.\ds\b", "N.Ns"),
+            (r"\b(at )?version \d+\b", "${1}version N"),
+            (r"(?m)^(Version +)\d+", "${1}N"),
+            (r"(\S)   +", "${1}  "),
+        ]
+        .map(|(pattern, shown)| (Regex::new(pattern).expect("a pattern"), shown))
+        .into()
+    });
+    patterns
+        .iter()
+        .fold(text.to_owned(), |text, (pattern, shown)| {
+            pattern.replace_all(&text, *shown).into_owned()
+        })
+}
+
+/// Every file below a folder with its content, and every folder.
+pub fn contents(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in std::fs::read_dir(&next).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path.clone());
+                found.insert(path, None);
+            } else {
+                let content = std::fs::read(&path).expect("a file");
+                found.insert(path, Some(content));
+            }
+        }
+    }
+    found
 }
 
 /// Process ids of all processes whose environment has this entry.

@@ -36,10 +36,13 @@ pub(super) fn run(args: &InitArgs, ui: &Ui) -> Result<ExitCode> {
         None => folder_name(&folder)?,
     };
     let allowed = |c: char| c.is_alphanumeric() || " ._-".contains(c);
-    if name.is_empty() || !name.chars().all(allowed) {
+    // `..` would be a folder outside, and `.` the one that is meant without a name.
+    if !name.starts_with(char::is_alphanumeric) || !name.chars().all(allowed) {
         let message = format!("`{}` is no name for a project", name.escape_debug());
-        return Err(Error::new(ErrorKind::Usage, message)
-            .hint("use letters, digits, spaces, `.`, `_` and `-`; the folder is `--directory`"));
+        return Err(Error::new(ErrorKind::Usage, message).hint(
+            "use letters, digits, spaces, `.`, `_` and `-`, a letter or digit first; the \
+                 folder is `--directory`",
+        ));
     }
     let files = [
         (PROJECT_FILE, project_file(&name)),

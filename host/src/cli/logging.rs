@@ -23,7 +23,11 @@ pub(super) fn start(global: &Global) {
         2 => "debug",
         _ => "trace",
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    // An empty variable is as good as none.
+    let filter = super::env(EnvFilter::DEFAULT_ENV)
+        .filter(|filter| !filter.is_empty())
+        .and_then(|filter| EnvFilter::try_new(filter).ok())
+        .unwrap_or_else(|| EnvFilter::new(level));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

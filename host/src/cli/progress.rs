@@ -21,8 +21,10 @@ pub(super) fn run(args: &ProgressArgs) -> Result<ExitCode> {
         total: args.total,
         message: args.message.clone(),
     };
-    let failed =
-        |error: std::io::Error| Error::new(ErrorKind::Io, "cannot report progress").because(error);
+    let failed = |error: std::io::Error| {
+        let message = format!("cannot report progress on descriptor {number}");
+        Error::new(ErrorKind::Io, message).because(error)
+    };
     let mut line = serde_json::to_vec(&progress).map_err(|error| failed(error.into()))?;
     line.push(b'\n');
     let mut pipe = std::fs::File::options()

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -41,13 +42,23 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
         executable: PathBuf::from("/proc/self/exe"),
         observer: &view,
     });
-    stop_on_signals(runner.stopper())?;
+    stop_on_signals(runner.stopper(), view.waiting())?;
     let outcome = runner.run(&request);
     view.close();
-    let outcome = outcome?;
     if args.json {
-        ui.json("state", &outcome.state)?;
+        let failed = outcome.as_ref().err().map(Error::kind) == Some(ErrorKind::StepFailed);
+        match &outcome {
+            Ok(outcome) => ui.json("state", &outcome.state)?,
+            // The state says which step failed and why, as it was saved at the end of the run.
+            Err(_) if failed => {
+                if let Some(state) = app.store.load_state(&name)? {
+                    ui.json("state", &state.value)?;
+                }
+            }
+            Err(_) => {}
+        }
     }
+    let outcome = outcome?;
     let code = match &outcome.stopped {
         None => ExitCode::SUCCESS,
         Some(_) => ExitCode::from(exit::FAILED),
@@ -56,8 +67,9 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     Ok(code)
 }
 
-/// The first signal stops the run gracefully, the second at once.
-fn stop_on_signals(stopper: Stopper) -> Result<()> {
+/// The first signal stops the run gracefully, the second at once. While another worker is waited
+/// for there is no run yet, and nothing to leave in order.
+fn stop_on_signals(stopper: Stopper, waiting: Arc<AtomicBool>) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::Io, "cannot listen for signals").because(error)
     };
@@ -66,11 +78,16 @@ fn stop_on_signals(stopper: Stopper) -> Result<()> {
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
-                stopper.stop(StopCause::Signal(match signal {
+                let name = match signal {
                     SIGINT => "SIGINT",
                     SIGHUP => "SIGHUP",
                     _ => "SIGTERM",
-                }));
+                };
+                if waiting.load(Ordering::SeqCst) {
+                    Ui::new().aside(&format!("stopped waiting by {name}"));
+                    std::process::exit(i32::from(exit::FAILED));
+                }
+                stopper.stop(StopCause::Signal(name));
             }
         })
         .map(drop)

@@ -2,13 +2,14 @@
 //!
 //! The output of steps goes through, each line marked with its step.
 
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::RunArgs;
-use super::ui::{Ui, count, draws_progress, seconds};
+use super::ui::{Ui, count, draws_progress, number_of, seconds};
 use crate::config::Pipeline;
 use crate::model::{PipelineState, PipelineStatus, StepState};
 use crate::runner::{Begin, Outcome, OutputStream, RunEvent, RunObserver, StopCause};
@@ -26,6 +27,8 @@ pub(super) struct RunView {
     json: bool,
     bar: ProgressBar,
     told: Mutex<Instant>,
+    /// Whether another worker is waited for.
+    waiting: Arc<AtomicBool>,
 }
 
 impl RunView {
@@ -49,7 +52,13 @@ impl RunView {
             json: args.json,
             bar,
             told: Mutex::new(Instant::now()),
+            waiting: Arc::default(),
         }
+    }
+
+    /// Whether the run has not begun because another worker is waited for.
+    pub(super) fn waiting(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.waiting)
     }
 
     /// Takes the progress bar away.
@@ -96,13 +105,13 @@ impl RunView {
         }
         let marked = format!("{step:width$} | {line}", width = self.mark_width);
         self.bar.suspend(|| match stream {
-            OutputStream::Stdout if !self.json => self.ui.line(&marked),
+            OutputStream::Stdout if !self.json => self.ui.pass_on(&marked),
             _ => self.ui.aside(&marked),
         });
     }
 
     fn draw(&self, step: &StepState, state: &PipelineState) {
-        let done = step.records_processed + step.records_failed;
+        let done = step.records_processed.saturating_add(step.records_failed);
         if let Some(total) = step.records_total {
             if self.bar.length() != Some(total) {
                 self.bar.set_length(total);
@@ -141,9 +150,9 @@ impl RunView {
             until.unwrap_or_default(),
         );
         self.ui.aside(&format!(
-            "{}: {name}: {} records{of}{until}",
+            "{}: {name}: {}{of}{until}",
             self.pipeline,
-            count(done)
+            number_of(done, "record")
         ));
     }
 }
@@ -151,6 +160,9 @@ impl RunView {
 impl RunObserver for RunView {
     fn event(&self, event: RunEvent<'_>) {
         let pipeline = &self.pipeline;
+        // Every other event comes after the wait.
+        let waits = matches!(event, RunEvent::Waiting(_));
+        self.waiting.store(waits, Ordering::SeqCst);
         match event {
             RunEvent::Waiting(lease) => self.say(&format!(
                 "{pipeline}: worker `{}` (pid {} on {}) holds it; waiting",
@@ -165,6 +177,7 @@ impl RunObserver for RunView {
                 let holder = &takeover.previous.holder;
                 let left = match left {
                     0 => String::new(),
+                    1 => "; ended 1 process it left".to_owned(),
                     left => format!("; ended {left} processes it left"),
                 };
                 self.say(&format!(
@@ -256,8 +269,12 @@ fn describe(cause: &StopCause) -> String {
 
 fn records(processed: u64, failed: u64) -> String {
     match failed {
-        0 => format!("{} records", count(processed)),
-        failed => format!("{} records, {} failed", count(processed), count(failed)),
+        0 => number_of(processed, "record"),
+        failed => format!(
+            "{}, {} failed",
+            number_of(processed, "record"),
+            count(failed)
+        ),
     }
 }
 

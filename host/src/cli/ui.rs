@@ -34,6 +34,19 @@ impl Ui {
         end_if_closed(written);
     }
 
+    /// A line that somebody else wrote and that is only passed on. When nobody reads it, the work
+    /// that writes it goes on all the same.
+    #[expect(
+        clippy::unused_self,
+        reason = "printing goes through a value that commands are given"
+    )]
+    pub(super) fn pass_on(&self, text: &str) {
+        match writeln!(anstream::stdout().lock(), "{text}") {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            written => end_if_closed(written),
+        }
+    }
+
     /// A document of data, as it is.
     #[expect(
         clippy::unused_self,
@@ -184,6 +197,12 @@ pub(super) fn count(number: u64) -> String {
     text
 }
 
+/// A number of things, named by the word for one of them.
+pub(super) fn number_of(number: u64, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{} {thing}{plural}", count(number))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +213,8 @@ mod tests {
             [count(7), count(1000), count(1_234_567)],
             ["7", "1,000", "1,234,567"]
         );
+        assert_eq!(number_of(1, "record"), "1 record");
+        assert_eq!(number_of(1000, "record"), "1,000 records");
         assert_eq!(seconds(3725), "1h 2m");
         let at = |n| DateTime::from_timestamp(n, 0).unwrap();
         assert_eq!(time(at(0), at(61)), "1970-01-01 00:00:00 UTC (1m 1s ago)");

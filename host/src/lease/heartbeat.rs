@@ -311,10 +311,13 @@ fn is_mine(mine: &Lease, current: &Lease) -> bool {
 fn lost_to(mine: &Lease, current: Option<&Versioned<Lease>>) -> Option<LostReason> {
     match current.map(|lease| &lease.value) {
         None => Some(LostReason::Released),
-        Some(current) if !is_mine(mine, current) => {
+        Some(current) if current.holder.worker_id != mine.holder.worker_id => {
             Some(LostReason::TakenOver(Box::new(current.clone())))
         }
-        Some(current) if current.is_released() => Some(LostReason::Released),
+        // A forced release leaves the holder in the record and raises the epoch.
+        Some(current) if current.is_released() || current.epoch != mine.epoch => {
+            Some(LostReason::Released)
+        }
         Some(_) => None,
     }
 }

@@ -200,17 +200,20 @@ impl PipelineState {
         };
         let batch_before = step.batch_number;
         if progress.counts_as_batch() {
-            step.batch_number = progress.batch.unwrap_or(step.batch_number + 1);
+            step.batch_number = progress
+                .batch
+                .unwrap_or(step.batch_number.saturating_add(1));
             self.last_success_timestamp = now;
         }
-        step.records_processed += progress.records;
-        step.records_failed += progress.failed;
-        step.data_size_processed += progress.bytes;
+        step.records_processed = step.records_processed.saturating_add(progress.records);
+        step.records_failed = step.records_failed.saturating_add(progress.failed);
+        step.data_size_processed = step.data_size_processed.saturating_add(progress.bytes);
         step.records_total = progress.total.or(step.records_total);
-        self.batch_number += step.batch_number.saturating_sub(batch_before);
-        self.records_processed += progress.records;
-        self.records_failed += progress.failed;
-        self.data_size_processed += progress.bytes;
+        let batches = step.batch_number.saturating_sub(batch_before);
+        self.batch_number = self.batch_number.saturating_add(batches);
+        self.records_processed = self.records_processed.saturating_add(progress.records);
+        self.records_failed = self.records_failed.saturating_add(progress.failed);
+        self.data_size_processed = self.data_size_processed.saturating_add(progress.bytes);
         if let Some(cursor) = &progress.last_id {
             step.last_processed_id.clone_from(cursor);
             self.last_processed_id.clone_from(cursor);
@@ -336,6 +339,20 @@ mod tests {
             ("x", "b")
         );
         assert_eq!(state.last_success_timestamp, second(6));
+    }
+
+    #[test]
+    fn absurd_reports_do_not_overflow_the_counters() {
+        let mut state = state();
+        let most = Progress::parse(&format!(r#"{{"records":{0},"batch":{0}}}"#, u64::MAX)).unwrap();
+        for _ in 0..2 {
+            state.record_progress("a", &most, second(1));
+            state.record_progress("b", &most, second(1));
+        }
+        assert_eq!(
+            (state.records_processed, state.batch_number),
+            (u64::MAX, u64::MAX)
+        );
     }
 
     #[test]

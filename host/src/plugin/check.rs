@@ -63,10 +63,12 @@ pub(super) fn open_checked(file: &Path) -> Result<CheckedLibrary> {
         ));
     }
     if let Some(objection) = ownership_objection(&metadata) {
-        let remedy = format!(
-            "check where it comes from, then run `chmod go-w {}`",
-            file.display()
-        );
+        let remedy = if metadata.mode() & 0o022 == 0 {
+            "install it again as root or as yourself".to_owned()
+        } else {
+            let file = file.display();
+            format!("check where it comes from, then run `chmod go-w {file}`")
+        };
         return Err(refuse(&objection, &remedy));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
@@ -120,7 +122,7 @@ fn check_folders(file: &Path, real: &Path) -> Result<()> {
         // the plugin itself must not even take new files.
         let sticky = depth > 0 && metadata.mode() & 0o1000 != 0;
         if let Some(objection) = ownership_objection(&metadata).filter(|_| !sticky) {
-            let objection = format!("of its folder {}: {objection}", folder.display());
+            let objection = format!("its folder {} is not safe: {objection}", folder.display());
             let remedy = "move it to a folder that only you or root can write to";
             return Err(refusal(file, &objection, remedy));
         }

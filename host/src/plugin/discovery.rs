@@ -165,7 +165,8 @@ impl SearchPath {
     }
 }
 
-fn backend_of(file: &Path) -> Option<String> {
+/// The backend that a file is named as; `None` when it is not named as a plugin.
+pub(super) fn backend_of(file: &Path) -> Option<String> {
     let name = file.file_name()?.to_str()?;
     Some(
         name.strip_prefix(LIBRARY_PREFIX)?

@@ -5,13 +5,14 @@
 
 #![expect(unsafe_code, reason = "maps foreign code and reads its exported table")]
 
+use std::error::Error as _;
 use std::ffi::{CStr, CString};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use abi_stable::library::{
     ROOT_MODULE_LOADER_NAME_WITH_NUL, RawLibrary, lib_header_from_raw_library,
 };
+use libloading::os::unix;
 use oxiflow_plugin_api::abi::{
     ABI_MAJOR, ABI_MINOR, AbiConnection, BackendRootRef, BackendTable, TABLE_SYMBOL, describe,
 };
@@ -32,29 +33,38 @@ impl Library {
     ///
     /// # Errors
     /// `Configuration` with the file, both versions where it is about versions, and the remedy.
-    pub(super) fn load(checked: &CheckedLibrary) -> Result<Self> {
-        let file = checked.file.as_path();
+    pub(super) fn load(checked: CheckedLibrary) -> Result<Self> {
+        let CheckedLibrary {
+            file,
+            load_path,
+            descriptor,
+        } = checked;
+        let file = file.as_path();
+        // Everything is bound now: a function that is missing would otherwise end the process at
+        // its first call.
+        let flags = unix::RTLD_NOW | unix::RTLD_LOCAL;
         // SAFETY: this runs the library's constructors. The file passed the ownership checks, so
         // it is code that root or the user put there.
-        let library = unsafe { libloading::Library::new(&checked.load_path) }.map_err(|error| {
-            let text = error
-                .to_string()
-                .replace(&checked.load_path.display().to_string(), "");
-            let cause = text.trim_start_matches(": ").to_owned();
+        let library = unsafe { unix::Library::open(Some(&load_path), flags) }.map_err(|error| {
+            // The outer error only says that it failed.
+            let text = error.source().unwrap_or(&error).to_string();
+            let path = load_path.display().to_string();
+            let cause = text.replace(&path, "").trim_start_matches(": ").to_owned();
             let message = format!("{} cannot be loaded", file.display());
             Error::new(ErrorKind::Configuration, message)
                 .because(cause)
                 .hint("install a build of the plugin for this system")
         })?;
-        let library: &'static libloading::Library = Box::leak(Box::new(library));
-        keep_open(&checked.descriptor)?;
+        let library: &'static libloading::Library = Box::leak(Box::new(library.into()));
+        // Its number must not be used again; see `CheckedLibrary`.
+        std::mem::forget(descriptor);
 
         let table = table_of(library, file)?;
         let has_root_module =
             // SAFETY: only the presence of the symbol matters, it is not read.
             unsafe { library.get::<*const ()>(ROOT_MODULE_LOADER_NAME_WITH_NUL) }.is_ok();
         if has_root_module {
-            check_layout(&checked.load_path, file)?;
+            check_layout(&load_path, file)?;
         }
         let unknown = table.capabilities & Capabilities::REQUIREMENTS;
         if unknown != 0 {
@@ -97,15 +107,6 @@ impl Library {
     pub(super) fn has_root_module(&self) -> bool {
         self.has_root_module
     }
-}
-
-/// Leaks a duplicate of the descriptor and the original's number with it.
-fn keep_open(descriptor: &OwnedFd) -> Result<()> {
-    let duplicate = descriptor.try_clone().map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot keep a plugin's descriptor open").because(error)
-    })?;
-    std::mem::forget(duplicate);
-    Ok(())
 }
 
 fn table_of(library: &'static libloading::Library, file: &Path) -> Result<&'static BackendTable> {
@@ -162,13 +163,17 @@ fn wrong_version(file: &Path, major: u32, minor: u32) -> Error {
 
 /// No table of our version: perhaps one of another version.
 fn missing_symbol(library: &'static libloading::Library, file: &Path) -> Error {
-    let other = (1..100).filter(|major| *major != ABI_MAJOR).find(|major| {
-        let name = CString::new(format!("oxiflow_backend_v{major}")).unwrap_or_default();
-        // SAFETY: only the presence of the symbol matters, it is not read.
-        unsafe { library.get::<*const ()>(name.to_bytes_with_nul()) }.is_ok()
-    });
-    if let Some(major) = other {
-        return wrong_version(file, major, 0);
+    let other = (1..100)
+        .filter(|major| *major != ABI_MAJOR)
+        .find_map(|major| {
+            let name = CString::new(format!("oxiflow_backend_v{major}")).unwrap_or_default();
+            // SAFETY: the address of a data symbol; it is read below.
+            let table = unsafe { library.get::<*const u32>(name.to_bytes_with_nul()) }.ok()?;
+            // SAFETY: every version of the table starts with three u32: its size, major, minor.
+            Some((major, unsafe { *table.add(2) }))
+        });
+    if let Some((major, minor)) = other {
+        return wrong_version(file, major, minor);
     }
     let symbol: &CStr = TABLE_SYMBOL;
     let objection = format!("it exports no `{}`", symbol.to_string_lossy());

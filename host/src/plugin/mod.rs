@@ -13,7 +13,7 @@ mod options;
 
 use std::path::{Path, PathBuf};
 
-use oxiflow_plugin_api::{Capabilities, Description, Storage};
+use oxiflow_plugin_api::{BackendError, Capabilities, Description, Storage};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -36,30 +36,32 @@ impl Plugin {
     /// file found must not or cannot be loaded.
     pub fn find(backend: &str, search: &SearchPath) -> Result<Self> {
         let file = search.find(backend)?;
-        let plugin = Self::load(&file)?;
-        if plugin.description.name != backend {
-            let message = format!(
-                "{} says that it is the backend `{}`, not `{backend}`",
-                file.display(),
-                plugin.description.name
-            );
-            return Err(Error::new(ErrorKind::Configuration, message)
-                .hint("give the file the name that its backend has, or install the right plugin"));
-        }
-        Ok(plugin)
+        Self::load(&file)
     }
 
-    /// Loads the plugin in this file.
+    /// Loads the plugin in this file. One that is named as a plugin must be the backend of that
+    /// name, since it would be found under it.
     ///
     /// # Errors
     /// `Configuration` naming the file, what is wrong with it and the remedy.
     pub fn load(file: &Path) -> Result<Self> {
         let checked = check::open_checked(file)?;
-        let library = loader::Library::load(&checked)?;
+        let library = loader::Library::load(checked)?;
         let description = library.describe().map_err(|error| {
             let message = format!("{} does not describe itself", file.display());
             Error::new(ErrorKind::Configuration, message).because(error)
         })?;
+        if let Some(backend) = discovery::backend_of(file)
+            && description.name != backend
+        {
+            let message = format!(
+                "{} says that it is the backend `{}`, not `{backend}`",
+                file.display(),
+                description.name
+            );
+            return Err(Error::new(ErrorKind::Configuration, message)
+                .hint("give the file the name that its backend has, or install the right plugin"));
+        }
         Ok(Self {
             file: file.to_owned(),
             library,
@@ -109,13 +111,14 @@ impl Plugin {
     /// Opens a store with these options; relative paths in them start at `base_dir`.
     ///
     /// # Errors
-    /// As the backend fails; `Configuration` for a wrong option.
-    pub fn open(&self, options: &Map<String, Value>, base_dir: &Path) -> Result<Box<dyn Storage>> {
+    /// As the backend fails; `Invalid` for a wrong option.
+    pub fn open(
+        &self,
+        options: &Map<String, Value>,
+        base_dir: &Path,
+    ) -> std::result::Result<Box<dyn Storage>, BackendError> {
         let config = Value::Object(options.clone()).to_string();
         let host = logging::host(&self.description.name, base_dir);
-        self.library.open(host, config.as_bytes()).map_err(|error| {
-            let name = &self.description.name;
-            Error::from(error).while_doing(format!("cannot open the `{name}` backend"))
-        })
+        self.library.open(host, config.as_bytes())
     }
 }

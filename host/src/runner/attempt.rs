@@ -219,6 +219,16 @@ impl Following<'_, '_> {
             }
             ProcessEvent::Progress(line) if line.trim().is_empty() => {}
             ProcessEvent::Progress(line) => match Progress::parse(&line) {
+                // Kept, such a cursor could not be given to the step again, and nothing would
+                // ever start it any more.
+                Ok(progress) if progress.last_id.iter().any(|id| id.contains('\0')) => {
+                    let name = &self.step.name;
+                    let text = format!(
+                        "step `{name}` reported a cursor with a NUL character, which no \
+                         environment variable can hold; the report is not counted"
+                    );
+                    observer.event(RunEvent::Warning(&text));
+                }
                 Ok(progress) => self.record(run, &progress),
                 Err(error) => {
                     let shown: String = line.chars().take(120).collect();
@@ -245,10 +255,13 @@ impl Following<'_, '_> {
         let id = &self.step.id;
         run.update(|state| {
             state.record_progress(id, progress, now);
-            let left = state
-                .step_states
-                .get(id)
-                .and_then(|step| time_left(step, handled(step) - self.records_at_start, elapsed));
+            let left = state.step_states.get(id).and_then(|step| {
+                time_left(
+                    step,
+                    handled(step).saturating_sub(self.records_at_start),
+                    elapsed,
+                )
+            });
             state.estimated_completion = left.map(|left| now + left);
         });
         if let Some(message) = &progress.message {
@@ -410,7 +423,7 @@ fn arguments(command: &Command) -> Vec<OsString> {
 
 /// Records that are behind a step, well or not.
 fn handled(step: &StepState) -> u64 {
-    step.records_processed + step.records_failed
+    step.records_processed.saturating_add(step.records_failed)
 }
 
 /// How long a step still takes at the rate of this attempt; `None` without a total or a rate.

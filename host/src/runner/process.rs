@@ -24,7 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// The variable that names the descriptor for progress.
 pub(super) const PROGRESS_FD: &str = "OXIFLOW_PROGRESS_FD";
 
-/// The longest line of output or progress that is kept in one piece, in bytes.
+/// The longest line of output or progress that is kept in one piece, in bytes. Output goes on in
+/// further pieces; of a report that long nothing can be made, so its rest is dropped.
 const LONGEST_LINE: u64 = 64 * 1024;
 
 /// Which stream of a step a line came from.
@@ -134,13 +135,19 @@ impl StepProcess {
         let out = |line| ProcessEvent::Output(OutputStream::Stdout, line);
         let err = |line| ProcessEvent::Output(OutputStream::Stderr, line);
         let progress = Some(std::fs::File::from(progress));
-        read_lines(child.stdout.take(), events.clone(), move |line| {
-            wrap(line.map_or_else(closed, out))
-        })?;
-        read_lines(child.stderr.take(), events.clone(), move |line| {
-            wrap(line.map_or_else(closed, err))
-        })?;
-        read_lines(progress, events.clone(), move |line| {
+        let pieces = Lines::in_pieces;
+        read_lines(
+            child.stdout.take().map(pieces),
+            events.clone(),
+            move |line| wrap(line.map_or_else(closed, out)),
+        )?;
+        let pieces = Lines::in_pieces;
+        read_lines(
+            child.stderr.take().map(pieces),
+            events.clone(),
+            move |line| wrap(line.map_or_else(closed, err)),
+        )?;
+        read_lines(progress.map(Lines::cut), events.clone(), move |line| {
             wrap(line.map_or_else(closed, ProcessEvent::Progress))
         })?;
         let events = events.clone();
@@ -188,12 +195,12 @@ fn closed() -> ProcessEvent {
 
 /// Sends each line of a pipe as an event, and `None` when there are no more.
 fn read_lines<E: Send + 'static>(
-    pipe: Option<impl Read + Send + 'static>,
+    lines: Option<Lines<impl Read + Send + 'static>>,
     events: Sender<E>,
     event: impl Fn(Option<String>) -> E + Send + 'static,
 ) -> Result<()> {
     spawn_thread("step-output", move || {
-        for line in pipe.into_iter().flat_map(Lines::new) {
+        for line in lines.into_iter().flatten() {
             // The receiver is gone when the run is over; what comes later is nobody's.
             if events.send(event(Some(line))).is_err() {
                 return;
@@ -211,16 +218,25 @@ fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Join
         .map_err(|error| Error::new(ErrorKind::Io, "cannot start a thread").because(error))
 }
 
-/// Lines of a pipe, without their ends; longer ones come in pieces, other bytes than UTF-8 are
-/// replaced.
+/// Lines of a pipe, without their ends; other bytes than UTF-8 are replaced.
 struct Lines<R> {
     pipe: BufReader<R>,
+    /// Whether of a line longer than [`LONGEST_LINE`] only the first piece is given.
+    cut: bool,
 }
 
 impl<R: Read> Lines<R> {
-    fn new(pipe: R) -> Self {
+    fn in_pieces(pipe: R) -> Self {
         Self {
             pipe: BufReader::new(pipe),
+            cut: false,
+        }
+    }
+
+    fn cut(pipe: R) -> Self {
+        Self {
+            pipe: BufReader::new(pipe),
+            cut: true,
         }
     }
 }
@@ -238,6 +254,12 @@ impl<R: Read> Iterator for Lines<R> {
         match read {
             Ok(0) => None,
             Ok(_) => {
+                if self.cut
+                    && line.last() != Some(&b'\n')
+                    && let Err(error) = self.pipe.skip_until(b'\n')
+                {
+                    tracing::warn!(%error, "cannot read what a step writes");
+                }
                 while line
                     .last()
                     .is_some_and(|byte| matches!(byte, b'\n' | b'\r'))

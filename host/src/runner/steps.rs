@@ -114,8 +114,12 @@ impl<'a> Runner<'a> {
                 .get(&step.id)
                 .map(|state| state.status);
             let failed_before = before == Some(StepStatus::Failed) && step.continue_on_error;
-            if before == Some(StepStatus::Completed) || failed_before {
+            if before == Some(StepStatus::Completed) {
                 self.parts.observer.event(RunEvent::StepSkipped(step));
+                continue;
+            }
+            if failed_before {
+                passed_over.push(step.name.clone());
                 continue;
             }
             let end = match self.pending_stop(&run)? {
@@ -125,7 +129,7 @@ impl<'a> Runner<'a> {
             match end {
                 StepEnd::Completed => {}
                 StepEnd::Failed(message) if step.continue_on_error => {
-                    tracing::warn!(step = step.id, message, "step failed; going on");
+                    tracing::debug!(step = step.id, error = message, "step failed; going on");
                     passed_over.push(step.name.clone());
                 }
                 StepEnd::Failed(message) => {
@@ -217,6 +221,8 @@ impl<'a> Runner<'a> {
                     run.checkpoint(|state| {
                         state.fail_step(&step.id, record, now);
                         if again {
+                            // A run that ends in the pause must not find it failed for good.
+                            state.interrupt_step(&step.id);
                             state.count_retry(&step.id);
                         }
                     })?;

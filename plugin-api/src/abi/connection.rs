@@ -101,7 +101,8 @@ impl AbiConnection {
         if code != status::OK {
             return Err(answer.into_error(code, None));
         }
-        let capabilities = Capabilities::from_bits(opened.capabilities);
+        // An opened store promises at most what its plugin does.
+        let capabilities = Capabilities::from_bits(opened.capabilities & table.capabilities);
         Ok(Self {
             table,
             handle: opened.handle,
@@ -347,6 +348,10 @@ unsafe extern "C" fn take_row(context: *mut c_void, row: *const AbiListed) -> i3
     let (answer, row) = unsafe { (&mut *context.cast::<Answer>(), &*row) };
     // SAFETY: the key of a row is valid during this callback.
     let key = std::str::from_utf8(unsafe { row.key.bytes() });
+    if answer.rows.len() >= answer.limit {
+        // The plugin goes on although it was told to stop; what it sends is not wanted.
+        return 1;
+    }
     match (key, row.version.to_version()) {
         (Ok(key), Some(version)) if !key.is_empty() => {
             let modified = known(row.modified_ms)

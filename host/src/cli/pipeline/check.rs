@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use crate::cli::args::Global;
-use crate::cli::ui::Ui;
+use crate::cli::ui::{Ui, number_of};
 use crate::cli::{env, load_config};
 use crate::config::{Command, Config, Pipeline, list_pipelines, load_pipeline};
 use crate::error::{Error, Result};
@@ -30,7 +30,8 @@ pub(super) fn run(global: &Global, name: Option<&PipelineName>, ui: &Ui) -> Resu
                 for problem in missing_programs(&config, &pipeline) {
                     ui.warning(&problem);
                 }
-                ui.line(&format!("{name}: ok, {} steps", pipeline.steps.len()));
+                let steps = number_of(pipeline.steps.len() as u64, "step");
+                ui.line(&format!("{name}: ok, {steps}"));
             }
             Err(error) => {
                 failed = true;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use serde::{Deserialize, Serialize};
+use signal_hook::low_level::signal_name;
 
 use crate::cli::ui::Ui;
 use crate::error::{Error, ErrorKind, Result};
@@ -79,30 +80,32 @@ pub(super) fn inspect(file: &Path) -> Result<std::result::Result<Inspected, Refu
         .arg(file)
         .output()
         .map_err(|error| failed("cannot start a process to load the plugin in").because(error))?;
-    if output.status.success() {
-        let document: Document = serde_json::from_slice(&output.stdout)
-            .map_err(|error| failed("the plugin's process gave no answer").because(error))?;
-        return Ok(Ok(document.data));
-    }
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
-    Ok(Err(match output.status.signal() {
-        Some(signal) => Refused {
-            code: 1,
-            report: format!(
-                "error: {} crashed the process that loaded it (signal {signal})\n{report}\
-                 hint: do not install it; report it to its author",
-                file.display()
-            ),
+    let killed = |how: &str| Refused {
+        code: 1,
+        report: format!(
+            "error: {} {how}\n{report}hint: do not install it; report it to its author",
+            file.display()
+        ),
+    };
+    Ok(match (output.status.signal(), output.status.code()) {
+        (Some(signal), _) => {
+            let name = signal_name(signal).map_or_else(|| signal.to_string(), str::to_owned);
+            Err(killed(&format!(
+                "crashed the process that loaded it (signal {name})"
+            )))
+        }
+        (None, Some(0)) => match serde_json::from_slice::<Document>(&output.stdout) {
+            Ok(document) => Ok(document.data),
+            Err(_) => Err(killed("ended the process that loaded it")),
         },
-        None => Refused {
-            code: output
-                .status
-                .code()
-                .and_then(|code| u8::try_from(code).ok())
-                .unwrap_or(1),
+        // A library that exits on its own tells nothing, a refusal always does.
+        (None, _) if report.is_empty() => Err(killed("ended the process that loaded it")),
+        (None, code) => Err(Refused {
+            code: code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
             report,
-        },
-    }))
+        }),
+    })
 }
 
 fn show(inspected: &Inspected, json: bool, ui: &Ui) -> Result<ExitCode> {

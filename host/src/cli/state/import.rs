@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::app::App;
 use crate::cli::read_file;
-use crate::cli::ui::{Ui, count, time};
+use crate::cli::ui::{Ui, number_of, time};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::PipelineName;
 use crate::recovery::{Import, import};
@@ -19,13 +19,23 @@ pub(super) fn run(
     wait: Duration,
     ui: &Ui,
 ) -> Result<ExitCode> {
-    let document = parse(file, &read_file(file)?)?;
+    let shown = match file.to_str() {
+        Some("-") => "standard input".into(),
+        _ => file.to_string_lossy(),
+    };
+    let document = parse(&shown, &read_file(file)?)?;
+    // Asking whether to replace a state by nothing of the kind would be asking too much.
+    if !document.is_object() {
+        let message = format!("{shown} holds no pipeline state");
+        return Err(Error::new(ErrorKind::Invalid, message)
+            .hint("export one with `oxide_flow state export` to see what it looks like"));
+    }
     if let Some(existing) = app.store.load_state(pipeline)? {
         let state = existing.value;
         ui.aside(&format!(
-            "this replaces the state of `{pipeline}`: {}, {} records, saved {}",
+            "this replaces the state of `{pipeline}`: {}, {}, saved {}",
             state.status.as_str(),
-            count(state.records_processed),
+            number_of(state.records_processed, "record"),
             time(state.last_heartbeat, app.clock.now()),
         ));
         confirm(yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
@@ -46,9 +56,9 @@ pub(super) fn run(
     }
     let state = &imported.state;
     ui.aside(&format!(
-        "imported the state of `{pipeline}`: {}, {} records, now at version {}",
+        "imported the state of `{pipeline}`: {}, {}, now at version {}",
         state.status.as_str(),
-        count(state.records_processed),
+        number_of(state.records_processed, "record"),
         state.version
     ));
     Ok(ExitCode::SUCCESS)
@@ -70,7 +80,7 @@ fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> {
 }
 
 /// JSON is tried first; whatever is not JSON is read as YAML.
-fn parse(file: &Path, text: &str) -> Result<serde_json::Value> {
+fn parse(shown: &str, text: &str) -> Result<serde_json::Value> {
     match serde_json::from_str(text) {
         Ok(document) => Ok(document),
         Err(json) => serde_saphyr::from_str(text).map_err(|yaml| {
@@ -80,7 +90,7 @@ fn parse(file: &Path, text: &str) -> Result<serde_json::Value> {
             } else {
                 yaml.to_string()
             };
-            let message = format!("{} is neither JSON nor YAML", file.display());
+            let message = format!("{shown} is neither JSON nor YAML");
             Error::new(ErrorKind::Invalid, message).because(cause)
         }),
     }

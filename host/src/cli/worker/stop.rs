@@ -15,6 +15,10 @@ const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) fn run(app: &App, worker_id: &str, wait: Duration, ui: &Ui) -> Result<ExitCode> {
     let worker = find_worker(&app.store, app.clock.as_ref(), worker_id)?;
+    if !worker.is_holding() {
+        ui.aside(&format!("worker `{worker_id}` has stopped already"));
+        return Ok(ExitCode::SUCCESS);
+    }
     let outcome = request_stop(&app.store, app.clock.as_ref(), &worker, &whoami())?;
     let pipeline = &worker.lease.pipeline_id;
     match outcome {
