@@ -37,20 +37,11 @@ fn an_export_in_either_format_comes_back_the_same() {
     for format in ["json", "yaml"] {
         let project = failed();
         let before = project.state("p").unwrap();
-        let exported = project
-            .run(&["state", "export", "p", "--format", format])
-            .expect(0)
-            .stdout;
+        let exported = project.run(&["state", "export", "p", "--format", format]).expect(0).stdout;
         let other = Project::steady(PIPELINE);
         other.write("in", &exported);
-        let ran = other
-            .run(&["state", "import", "p", "--file", "in"])
-            .expect(0);
-        assert_eq!(
-            kept(other.state("p").unwrap()),
-            kept(before.clone()),
-            "{format}"
-        );
+        let ran = other.run(&["state", "import", "p", "--file", "in"]).expect(0);
+        assert_eq!(kept(other.state("p").unwrap()), kept(before.clone()), "{format}");
         if format == "json" {
             insta::assert_snapshot!(ran.story(&other), @"
             exit 0
@@ -61,11 +52,7 @@ fn an_export_in_either_format_comes_back_the_same() {
         // The run goes on there.
         other.write("go", "");
         let ran = other.run(&["run"]).expect(0);
-        assert!(
-            ran.stderr.contains("p: a was done before"),
-            "{}",
-            ran.stderr
-        );
+        assert!(ran.stderr.contains("p: a was done before"), "{}", ran.stderr);
     }
 }
 
@@ -114,17 +101,10 @@ fn texts_that_look_like_other_things_survive_yaml() {
     state["texts"] = texts.clone();
     state["last_processed_id"] = json!("a: \"b\"\n# c\\");
     project.write("in.json", &state.to_string());
-    project
-        .run(&["state", "import", "p", "--file", "in.json", "--yes"])
-        .expect(0);
-    let yaml = project
-        .run(&["state", "export", "p", "--format", "yaml"])
-        .expect(0)
-        .stdout;
+    project.run(&["state", "import", "p", "--file", "in.json", "--yes"]).expect(0);
+    let yaml = project.run(&["state", "export", "p", "--format", "yaml"]).expect(0).stdout;
     project.write("in.yaml", &yaml);
-    project
-        .run(&["state", "import", "p", "--file", "in.yaml", "--yes"])
-        .expect(0);
+    project.run(&["state", "import", "p", "--file", "in.yaml", "--yes"]).expect(0);
     let after = project.state("p").unwrap();
     assert_eq!(after["texts"], texts, "{yaml}");
     assert_eq!(after["last_processed_id"], state["last_processed_id"]);
@@ -157,19 +137,13 @@ fn replacing_needs_a_yes_and_leaves_a_backup() {
     assert_eq!(after["last_processed_id"], "replaced");
     assert!(after["version"].as_u64() > state["version"].as_u64());
     assert!(after["epoch"].as_u64() > state["epoch"].as_u64());
-    assert_eq!(
-        project.run(&["worker", "list"]).expect(0).stderr,
-        "no workers\n"
-    );
+    assert_eq!(project.run(&["worker", "list"]).expect(0).stderr, "no workers\n");
 }
 
 #[test]
 fn a_state_comes_in_over_standard_input() {
     let project = failed();
-    let exported = project
-        .run(&["state", "export", "p", "--format", "yaml"])
-        .expect(0)
-        .stdout;
+    let exported = project.run(&["state", "export", "p", "--format", "yaml"]).expect(0).stdout;
     let other = Project::steady(PIPELINE);
     insta::assert_snapshot!(other.run_with_input(&["state", "import", "p", "--file", "-"], &exported).story(&other), @"
     exit 0
@@ -205,44 +179,20 @@ fn documents_that_are_no_state_of_this_pipeline_are_refused_and_change_nothing()
         ("a number", "42".to_owned()),
         ("a list", "[]".to_owned()),
         ("null", "null".to_owned()),
-        (
-            "another pipeline's",
-            changed(&|state| state["pipeline_id"] = json!("other")),
-        ),
-        (
-            "a hostile name",
-            changed(&|state| state["pipeline_id"] = json!("../p")),
-        ),
-        (
-            "a newer schema",
-            changed(&|state| state["schema_version"] = json!(3)),
-        ),
-        (
-            "a schema as text",
-            changed(&|state| state["schema_version"] = json!("2")),
-        ),
+        ("another pipeline's", changed(&|state| state["pipeline_id"] = json!("other"))),
+        ("a hostile name", changed(&|state| state["pipeline_id"] = json!("../p"))),
+        ("a newer schema", changed(&|state| state["schema_version"] = json!(3))),
+        ("a schema as text", changed(&|state| state["schema_version"] = json!("2"))),
         ("no status", without("status")),
         ("no steps", without("step_states")),
         ("no pipeline", without("pipeline_id")),
-        (
-            "a wrong status",
-            changed(&|state| state["status"] = json!("happy")),
-        ),
-        (
-            "a negative count",
-            changed(&|state| state["records_processed"] = json!(-1)),
-        ),
-        (
-            "a wrong time",
-            changed(&|state| state["started_at"] = json!("yesterday")),
-        ),
+        ("a wrong status", changed(&|state| state["status"] = json!("happy"))),
+        ("a negative count", changed(&|state| state["records_processed"] = json!(-1))),
+        ("a wrong time", changed(&|state| state["started_at"] = json!("yesterday"))),
         (
             "a step without cursor",
             changed(&|state| {
-                state["step_states"]["a"]
-                    .as_object_mut()
-                    .unwrap()
-                    .remove("last_processed_id");
+                state["step_states"]["a"].as_object_mut().unwrap().remove("last_processed_id");
             }),
         ),
         (
@@ -257,11 +207,7 @@ fn documents_that_are_no_state_of_this_pipeline_are_refused_and_change_nothing()
         project.write("in", &document);
         let ran = project.run(&["state", "import", "p", "--file", "in", "--yes"]);
         told.push_str(&format!("## {what}\n{}", ran.story(&project)));
-        assert_eq!(
-            kit::contents(&project.path().join(".oxiflow")),
-            before,
-            "{what}"
-        );
+        assert_eq!(kit::contents(&project.path().join(".oxiflow")), before, "{what}");
     }
     insta::assert_snapshot!(told, @r#"
     ## garbage
@@ -411,9 +357,7 @@ fn a_large_state_is_imported_and_shown() {
     // Ten megabytes, in a field that this version does not know and keeps.
     state["notes"] = json!("x".repeat(10 * 1024 * 1024));
     project.write("in.json", &state.to_string());
-    project
-        .run(&["state", "import", "p", "--file", "in.json", "--yes"])
-        .expect(0);
+    project.run(&["state", "import", "p", "--file", "in.json", "--yes"]).expect(0);
     assert_eq!(project.state("p").unwrap()["notes"], state["notes"]);
 }
 
@@ -423,9 +367,7 @@ fn import_refuses_while_a_worker_runs_and_names_it() {
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     let running = project.start_captured(&["run"]);
-    wait_for("the step", || {
-        project.path().join("ready").exists().then_some(())
-    });
+    wait_for("the step", || project.path().join("ready").exists().then_some(()));
     let state = project.state("p").unwrap();
     project.write("in.json", &state.to_string());
     insta::assert_snapshot!(project.run(&["state", "import", "p", "--file", "in.json", "--yes"]).story(&project), @"
@@ -436,9 +378,8 @@ fn import_refuses_while_a_worker_runs_and_names_it() {
     hint: try again when it is done, or stop it with `oxide_flow worker stop WORKER`
     ");
     assert_eq!(backups(&project), 0);
-    let mut import = project.start_captured(&[
-        "state", "import", "p", "--file", "in.json", "--yes", "--wait", "60s",
-    ]);
+    let mut import = project
+        .start_captured(&["state", "import", "p", "--file", "in.json", "--yes", "--wait", "60s"]);
     assert_eq!(import.ended(), None);
     project.write("go", "");
     running.finish().expect(0);

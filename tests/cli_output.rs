@@ -20,10 +20,7 @@ fn the_version_is_that_of_the_package() {
     let expected = format!("oxide_flow {}\n", env!("CARGO_PKG_VERSION"));
     for flag in ["--version", "-V"] {
         let ran = project.run(&[flag]).expect(0);
-        assert_eq!(
-            (ran.stdout.as_str(), ran.stderr.as_str()),
-            (expected.as_str(), "")
-        );
+        assert_eq!((ran.stdout.as_str(), ran.stderr.as_str()), (expected.as_str(), ""));
     }
 }
 
@@ -283,28 +280,18 @@ fn verbose_logs_have_the_form_of_the_manual_and_stay_off_stdout() {
     let project = ran();
     let quiet = project.run(&["state", "show", "p", "--json"]).expect(0);
     assert_eq!(quiet.stderr, "");
-    let verbose = project
-        .run(&["state", "show", "p", "--json", "-v"])
-        .expect(0);
+    let verbose = project.run(&["state", "show", "p", "--json", "-v"]).expect(0);
     assert_eq!(verbose.stdout, quiet.stdout);
     let form = regex::Regex::new(
         r"(?m)^INFO  \[oxide_flow::state\] State loaded pipeline=p duration_ms=\d+(\.\d+)?$",
     );
-    assert!(
-        form.unwrap().is_match(&verbose.stderr),
-        "{}",
-        verbose.stderr
-    );
+    assert!(form.unwrap().is_match(&verbose.stderr), "{}", verbose.stderr);
 
     let run = project.run(&["run", "-v"]).expect(0);
     let form = regex::Regex::new(
-        r"(?m)^INFO  \[oxide_flow::state\] State saved to disk pipeline=p duration_ms=\d+(\.\d+)? bytes=\d+$",
+        r"(?m)^INFO  \[oxide_flow::state\] State saved to disk pipeline=p duration_ms=\d+(\.\d+)? bytes=\d+ version=\d+$",
     );
-    assert!(
-        form.unwrap().find_iter(&run.stderr).count() >= 3,
-        "{}",
-        run.stderr
-    );
+    assert!(form.unwrap().find_iter(&run.stderr).count() >= 3, "{}", run.stderr);
     assert_eq!(run.stdout, "");
 }
 
@@ -312,11 +299,7 @@ fn verbose_logs_have_the_form_of_the_manual_and_stay_off_stdout() {
 fn rust_log_decides_over_the_flags() {
     let project = ran();
     let with = |filter: &str, arguments: &[&str]| {
-        let output = project
-            .command(arguments)
-            .env("RUST_LOG", filter)
-            .output()
-            .unwrap();
+        let output = project.command(arguments).env("RUST_LOG", filter).output().unwrap();
         Ran::from(output).expect(0).stderr
     };
     assert!(
@@ -329,10 +312,7 @@ fn rust_log_decides_over_the_flags() {
 #[test]
 fn an_empty_rust_log_leaves_the_flags_alone() {
     let project = ran();
-    let output = project
-        .command(["state", "export", "p", "-v"])
-        .env("RUST_LOG", "")
-        .output();
+    let output = project.command(["state", "export", "p", "-v"]).env("RUST_LOG", "").output();
     let logged = Ran::from(output.unwrap()).expect(0).stderr;
     assert!(logged.starts_with("INFO  [oxide_flow::state]"), "{logged}");
 }
@@ -340,20 +320,12 @@ fn an_empty_rust_log_leaves_the_flags_alone() {
 #[test]
 fn json_logs_are_one_object_a_line() {
     let project = ran();
-    let ran = project
-        .run(&["run", "--json", "-v", "--log-format", "json", "--quiet"])
-        .expect(0);
+    let ran = project.run(&["run", "--json", "-v", "--log-format", "json", "--quiet"]).expect(0);
     let document: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(document["data"]["status"], "completed");
-    let logs: Vec<Value> = ran
-        .stderr
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    let saved = logs
-        .iter()
-        .find(|log| log["message"] == "State saved to disk")
-        .unwrap();
+    let logs: Vec<Value> =
+        ran.stderr.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let saved = logs.iter().find(|log| log["message"] == "State saved to disk").unwrap();
     assert_eq!(
         (&saved["level"], &saved["target"], &saved["pipeline"]),
         (&"INFO".into(), &"oxide_flow::state".into(), &"p".into())
@@ -385,8 +357,7 @@ fn a_corrupt_state_is_logged_as_the_manual_shows_it() {
     project.write(".oxiflow/state/states/p.json", "damaged");
     let ran = project.run(&["state", "show", "p"]).expect(3);
     assert!(
-        ran.stderr
-            .starts_with("ERROR [oxide_flow::state] State corruption detected pipeline=p"),
+        ran.stderr.starts_with("ERROR [oxide_flow::state] State corruption detected pipeline=p"),
         "{}",
         ran.stderr
     );
@@ -409,11 +380,7 @@ fn a_reader_that_closes_the_pipe_is_no_failure() {
         let mut command = project.command(arguments);
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let child = command
-            .stdout(writer)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
         drop(command);
         let ran = Ran::from(child.wait_with_output().unwrap());
         assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{arguments:?}");
@@ -423,27 +390,14 @@ fn a_reader_that_closes_the_pipe_is_no_failure() {
 #[test]
 fn a_full_disk_behind_stdout_is_a_failure() {
     let project = ran();
-    for arguments in [
-        &["state", "list"][..],
-        &["state", "show", "p", "--json"],
-        &["state", "export", "p"],
-    ] {
-        let full = std::fs::File::options()
-            .write(true)
-            .open("/dev/full")
-            .unwrap();
-        let output = project
-            .command(arguments)
-            .stdout(full)
-            .stderr(Stdio::piped())
-            .output()
-            .unwrap();
+    for arguments in
+        [&["state", "list"][..], &["state", "show", "p", "--json"], &["state", "export", "p"]]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output =
+            project.command(arguments).stdout(full).stderr(Stdio::piped()).output().unwrap();
         let ran = Ran::from(output).expect(1);
-        assert!(
-            ran.stderr.contains("cannot write to standard output"),
-            "{}",
-            ran.stderr
-        );
+        assert!(ran.stderr.contains("cannot write to standard output"), "{}", ran.stderr);
     }
 }
 
@@ -465,17 +419,11 @@ fn no_escape_sequence_is_printed_off_a_terminal() {
         &["state", "list", "-vv"],
     ] {
         for variable in ["NO_COLOR", "TERM"] {
-            let output = project
-                .command(arguments)
-                .env(variable, "xterm-256color")
-                .output()
-                .unwrap();
+            let output =
+                project.command(arguments).env(variable, "xterm-256color").output().unwrap();
             let ran = Ran::from(output);
             let escapes = |text: &str| text.contains('\u{1b}');
-            assert!(
-                !escapes(&ran.stdout) && !escapes(&ran.stderr),
-                "{arguments:?}: {ran:?}"
-            );
+            assert!(!escapes(&ran.stdout) && !escapes(&ran.stderr), "{arguments:?}: {ran:?}");
         }
     }
 }
@@ -484,11 +432,7 @@ fn no_escape_sequence_is_printed_off_a_terminal() {
 fn on_a_terminal(project: &Project, arguments: &[&str], no_colour: bool) -> Option<String> {
     let mut script = std::process::Command::new("script");
     script
-        .args([
-            "-qec",
-            &format!("{} {}", kit::PROGRAM, arguments.join(" ")),
-            "/dev/null",
-        ])
+        .args(["-qec", &format!("{} {}", kit::PROGRAM, arguments.join(" ")), "/dev/null"])
         .current_dir(project.path())
         .env_remove("NO_COLOR")
         .env("TERM", "xterm-256color")
@@ -513,15 +457,9 @@ fn a_terminal_has_colours_unless_no_color_is_set() {
     let Some(coloured) = on_a_terminal(&project, &arguments, false) else {
         return;
     };
-    assert!(
-        coloured.contains("\u{1b}[1m\u{1b}[31merror:"),
-        "{coloured:?}"
-    );
+    assert!(coloured.contains("\u{1b}[1m\u{1b}[31merror:"), "{coloured:?}");
     let plain = on_a_terminal(&project, &arguments, true).unwrap();
-    assert!(
-        !plain.contains('\u{1b}') && plain.contains("error: "),
-        "{plain:?}"
-    );
+    assert!(!plain.contains('\u{1b}') && plain.contains("error: "), "{plain:?}");
 }
 
 #[test]

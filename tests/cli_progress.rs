@@ -95,10 +95,7 @@ fn lines_that_are_no_reports_are_told_and_the_run_goes_on() {
         r#"{ echo 'hello'; echo '{"records": -1}'; echo '{"recrods": 1}'; echo '[]'; echo '{"records": 1} {"records": 1}'
            echo; echo '{"records": "7"}'; printf '\377\376\n'; printf '{"records": 5}'; } >&$OXIFLOW_PROGRESS_FD"#,
     );
-    assert_eq!(
-        state["records_processed"], 5,
-        "also the line without an end counts"
-    );
+    assert_eq!(state["records_processed"], 5, "also the line without an end counts");
     insta::assert_snapshot!(ran.story(&project), @r#"
     exit 0
     --- stderr
@@ -123,10 +120,7 @@ fn a_huge_line_on_either_side_does_not_stop_the_run() {
     assert_eq!(state["records_processed"], 1);
     let longest = ran.stderr.lines().map(str::len).max().unwrap();
     assert!(longest < 400, "a warning of {longest} bytes");
-    assert!(
-        ran.stderr
-            .contains("warning: step `a` reported progress that is no report")
-    );
+    assert!(ran.stderr.contains("warning: step `a` reported progress that is no report"));
     let shown: usize = ran.stdout.matches('x').count();
     assert_eq!(shown, 3_000_000);
     assert!(ran.stdout.ends_with("a | after\n"));
@@ -150,11 +144,7 @@ fn binary_output_is_shown_as_far_as_it_is_text() {
 fn output_on_both_streams_keeps_its_stream_and_its_order() {
     let (_, ran, _) = run("for n in 1 2 3; do echo out$n; echo err$n >&2; done");
     assert_eq!(ran.stdout, "a | out1\na | out2\na | out3\n");
-    let of_step: Vec<_> = ran
-        .stderr
-        .lines()
-        .filter(|line| line.starts_with("a | "))
-        .collect();
+    let of_step: Vec<_> = ran.stderr.lines().filter(|line| line.starts_with("a | ")).collect();
     assert_eq!(of_step, ["a | err1", "a | err2", "a | err3"]);
 }
 
@@ -172,16 +162,10 @@ pipeline:
     );
     let running = project.start_captured(&["run"]);
     let state = wait_for("a saved estimate", || {
-        project
-            .state("p")
-            .filter(|state| !state["estimated_completion"].is_null())
+        project.state("p").filter(|state| !state["estimated_completion"].is_null())
     });
     assert_eq!(
-        (
-            &state["status"],
-            &state["current_step"],
-            &state["last_processed_id"]
-        ),
+        (&state["status"], &state["current_step"], &state["last_processed_id"]),
         (&json!("running"), &json!("a"), &json!("ten"))
     );
     assert!(state["worker_id"].is_string());
@@ -191,10 +175,7 @@ pipeline:
     project.write("go", "");
     running.finish().expect(0);
     let state = project.state("p").unwrap();
-    assert_eq!(
-        (&state["estimated_completion"], &state["worker_id"]),
-        (&Value::Null, &Value::Null)
-    );
+    assert_eq!((&state["estimated_completion"], &state["worker_id"]), (&Value::Null, &Value::Null));
 }
 
 #[test]
@@ -224,12 +205,7 @@ fn a_cursor_that_no_variable_can_hold_does_not_block_the_pipeline_for_good() {
 fn more_records_than_the_total_are_no_reason_to_fail() {
     let (project, _, state) = run("oxide_flow progress --total 2 --records 5");
     assert_eq!(state["records_processed"], 5);
-    assert!(
-        project
-            .run(&["state", "show", "p"])
-            .stdout
-            .contains("5 of 2")
-    );
+    assert!(project.run(&["state", "show", "p"]).stdout.contains("5 of 2"));
 }
 
 #[test]
@@ -257,11 +233,7 @@ fn progress_outside_a_step_and_with_wrong_numbers_is_wrong_usage() {
 
     For more information, try '--help'.
     ");
-    let ran = project
-        .command(["progress"])
-        .env("OXIFLOW_PROGRESS_FD", "77")
-        .output()
-        .unwrap();
+    let ran = project.command(["progress"]).env("OXIFLOW_PROGRESS_FD", "77").output().unwrap();
     insta::assert_snapshot!(kit::Ran::from(ran).story(&project), @"
     exit 1
     --- stderr

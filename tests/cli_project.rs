@@ -20,10 +20,7 @@ fn a_new_project_runs_as_it_is() {
     next: `cd shop && oxide_flow run`
     ");
     let run = |arguments: &[&str]| {
-        let output = project
-            .command(arguments)
-            .current_dir(project.path().join("shop"))
-            .output();
+        let output = project.command(arguments).current_dir(project.path().join("shop")).output();
         Ran::from(output.unwrap())
     };
     insta::assert_snapshot!(run(&["run"]).expect(0).story(&project), @"
@@ -56,10 +53,7 @@ fn init_takes_the_name_from_the_folder_and_the_folder_from_an_option() {
     let project = Project::new("");
     std::fs::remove_file(project.path().join("oxiflow.yaml")).unwrap();
     project.write("store/.gitignore", "mine\n");
-    let output = project
-        .command(["init"])
-        .current_dir(project.path().join("store"))
-        .output();
+    let output = project.command(["init"]).current_dir(project.path().join("store")).output();
     insta::assert_snapshot!(Ran::from(output.unwrap()).story(&project), @"
     exit 0
     --- stderr
@@ -68,11 +62,7 @@ fn init_takes_the_name_from_the_folder_and_the_folder_from_an_option() {
     next: `oxide_flow run`
     ");
     assert_eq!(project.read("store/.gitignore"), "mine\n");
-    assert!(
-        project
-            .read("store/oxiflow.yaml")
-            .contains("name: \"store\"")
-    );
+    assert!(project.read("store/oxiflow.yaml").contains("name: \"store\""));
     insta::assert_snapshot!(project.run(&["init", "--name", "Étage 2", "-d", "deep/er"]).story(&project), @"
     exit 0
     --- stderr
@@ -81,9 +71,7 @@ fn init_takes_the_name_from_the_folder_and_the_folder_from_an_option() {
     made deep/er/.gitignore
     next: `cd deep/er && oxide_flow run`
     ");
-    project
-        .run(&["pipeline", "check", "--project", "deep/er"])
-        .expect(0);
+    project.run(&["pipeline", "check", "--project", "deep/er"]).expect(0);
 }
 
 #[test]
@@ -92,15 +80,10 @@ fn init_refuses_names_that_would_break_the_file_and_leaves_nothing_anywhere() {
     project.write("inner/file", "");
     let before = contents(project.path());
     let run = |arguments: &[&str]| {
-        let output = project
-            .command(arguments)
-            .current_dir(project.path().join("inner"))
-            .output();
+        let output = project.command(arguments).current_dir(project.path().join("inner")).output();
         Ran::from(output.unwrap())
     };
-    for name in [
-        "a\"b", "a\nb", "", " ", ".", "..", ".git", "a/b", "../x", "a: b",
-    ] {
+    for name in ["a\"b", "a\nb", "", " ", ".", "..", ".git", "a/b", "../x", "a: b"] {
         run(&["init", name]).expect(2);
     }
     insta::assert_snapshot!(run(&["init", ".."]).story(&project), @"
@@ -135,10 +118,7 @@ fn pipelines_are_listed_also_those_with_errors() {
     no pipelines to check
     ");
     project.write("pipelines/orders.yaml", "metadata: {description: All orders}\npipeline:\n  - {name: get, run: echo}\n  - {name: put, run: [no-such-program]}\n");
-    project.write(
-        "pipelines/stock/pipeline.yaml",
-        "pipeline: [{name: one, run: echo}]\n",
-    );
+    project.write("pipelines/stock/pipeline.yaml", "pipeline: [{name: one, run: echo}]\n");
     insta::assert_snapshot!(project.run(&["pipeline", "check"]).story(&project), @"
     exit 0
     --- stdout
@@ -147,14 +127,8 @@ fn pipelines_are_listed_also_those_with_errors() {
     --- stderr
     warning: step `put`: there is no program `no-such-program` here
     ");
-    project.write(
-        "pipelines/broken.yml",
-        "pipeline:\n  - nam: x\n    run: y\n",
-    );
-    project.write(
-        "pipelines/not a name.yaml",
-        "pipeline: [{name: one, run: echo}]\n",
-    );
+    project.write("pipelines/broken.yml", "pipeline:\n  - nam: x\n    run: y\n");
+    project.write("pipelines/not a name.yaml", "pipeline: [{name: one, run: echo}]\n");
     project.write("pipelines/README.md", "no pipeline");
     insta::assert_snapshot!(project.run(&["pipeline", "list"]).story(&project), @"
     exit 0
@@ -235,10 +209,7 @@ fn pipelines_are_listed_also_those_with_errors() {
       caused by: pipelines: no pipeline `stok`
     hint: did you mean `stock`? available: broken, not a name, orders, stock
     ");
-    assert!(
-        !project.path().join(".oxiflow").exists(),
-        "looking writes nothing"
-    );
+    assert!(!project.path().join(".oxiflow").exists(), "looking writes nothing");
 }
 
 /// Names that are no names of pipelines.
@@ -276,21 +247,13 @@ fn hostile_names() -> Vec<OsString> {
 fn a_hostile_name_is_wrong_usage_everywhere_and_touches_nothing() {
     let project = Project::new("");
     project.write("inner/oxiflow.yaml", QUICK);
-    project.write(
-        "inner/pipelines/p.yaml",
-        "pipeline: [{name: a, run: touch ran}]\n",
-    );
+    project.write("inner/pipelines/p.yaml", "pipeline: [{name: a, run: touch ran}]\n");
     let run = |arguments: &[&OsStr]| {
-        let output = project
-            .command(arguments)
-            .current_dir(project.path().join("inner"))
-            .output();
+        let output = project.command(arguments).current_dir(project.path().join("inner")).output();
         Ran::from(output.unwrap())
     };
     run(&["run".as_ref(), "p".as_ref()]).expect(0);
-    let exported = run(&["state", "export", "p"].map(OsStr::new))
-        .expect(0)
-        .stdout;
+    let exported = run(&["state", "export", "p"].map(OsStr::new)).expect(0).stdout;
     project.write("inner/state.json", &exported);
     let before = contents(project.path());
     let commands: [(&[&str], &[&str]); 11] = [
@@ -320,11 +283,7 @@ fn a_hostile_name_is_wrong_usage_everywhere_and_touches_nothing() {
             }
             let ran = run(&arguments);
             assert_eq!(ran.code, 2, "{arguments:?}: {}{}", ran.stdout, ran.stderr);
-            assert!(
-                ran.stderr.starts_with("error: "),
-                "{arguments:?}: {}",
-                ran.stderr
-            );
+            assert!(ran.stderr.starts_with("error: "), "{arguments:?}: {}", ran.stderr);
             assert_eq!(ran.stdout, "", "{arguments:?}");
             if first == ["state", "show"] && rest.is_empty() {
                 let first = ran.stderr.lines().next().unwrap_or_default().to_owned();
@@ -374,11 +333,7 @@ fn a_name_with_a_nul_is_refused_by_the_library_and_touches_nothing() {
     let before = contents(project.path());
     for name in ["a\0b", "\0", "../x", "", &"n".repeat(300)] {
         let error = manager.start_run(name, &["a"]).err().unwrap();
-        assert_eq!(
-            error.kind(),
-            oxide_flow::error::ErrorKind::Usage,
-            "{name:?}"
-        );
+        assert_eq!(error.kind(), oxide_flow::error::ErrorKind::Usage, "{name:?}");
         manager.state(name).unwrap_err();
     }
     assert_eq!(contents(project.path()), before);
@@ -391,16 +346,8 @@ fn refused(configuration: &str) -> String {
     let before = contents(project.path());
     let story = project.run(&["run"]).story(&project);
     // The folders that are searched for plugins are those of this machine.
-    let story = story
-        .split(" Searched: ")
-        .next()
-        .unwrap_or_default()
-        .to_owned();
-    for arguments in [
-        &["state", "list"][..],
-        &["state", "unlock", "p"],
-        &["worker", "list"],
-    ] {
+    let story = story.split(" Searched: ").next().unwrap_or_default().to_owned();
+    for arguments in [&["state", "list"][..], &["state", "unlock", "p"], &["worker", "list"]] {
         let ran = project.run(arguments).story(&project);
         assert!(ran.starts_with(&story), "{arguments:?}: {ran}");
     }
@@ -455,8 +402,7 @@ fn a_wrong_configuration_is_told_with_its_place_and_a_remedy() {
     insta::assert_snapshot!(refused("state:\n  backend_config:\n    lock_timeout: 5 parsecs\n"), @"
     exit 2
     --- stderr
-    error: cannot open the `file` backend
-      caused by: the backend reports invalid
+    error: oxiflow.yaml:3: cannot open the `file` backend
       caused by: option `lock_timeout`: not a duration such as `30s` or `500ms`
     ");
     insta::assert_snapshot!(refused("state: [\n"), @"
@@ -476,12 +422,8 @@ fn a_wrong_configuration_is_told_with_its_place_and_a_remedy() {
 fn without_a_project_every_command_says_how_to_start_one() {
     let project = Project::new("");
     std::fs::remove_file(project.path().join("oxiflow.yaml")).unwrap();
-    for arguments in [
-        &["run"][..],
-        &["pipeline", "list"],
-        &["state", "list"],
-        &["worker", "list"],
-    ] {
+    for arguments in [&["run"][..], &["pipeline", "list"], &["state", "list"], &["worker", "list"]]
+    {
         let ran = project.run(arguments);
         assert_eq!(ran.code, 2, "{arguments:?}");
         assert!(ran.stderr.contains("oxide_flow init"), "{}", ran.stderr);
@@ -507,22 +449,12 @@ fn the_project_is_found_upwards_and_by_option_and_steps_run_in_its_folder() {
     project.write("deep/er/file", "");
     let folder = project.path().canonicalize().unwrap();
     let expected = format!("a | {}\n", folder.display());
-    let output = project
-        .command(["run"])
-        .current_dir(project.path().join("deep/er"))
-        .output();
+    let output = project.command(["run"]).current_dir(project.path().join("deep/er")).output();
     assert_eq!(Ran::from(output.unwrap()).expect(0).stdout, expected);
-    let output = project
-        .command(["run", "--project"])
-        .arg(&folder)
-        .current_dir("/")
-        .output();
+    let output = project.command(["run", "--project"]).arg(&folder).current_dir("/").output();
     assert_eq!(Ran::from(output.unwrap()).expect(0).stdout, expected);
     let states = project.path().join(".oxiflow/state/states/p.json");
-    assert!(
-        states.exists(),
-        "state is kept in the project, not in the working directory"
-    );
+    assert!(states.exists(), "state is kept in the project, not in the working directory");
 }
 
 #[test]

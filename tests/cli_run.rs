@@ -142,18 +142,8 @@ pipeline:
     let error = &state["errors"][0];
     assert_eq!(state["errors"].as_array().unwrap().len(), 1);
     assert_eq!(
-        (
-            &error["step_id"],
-            &error["error_type"],
-            &error["context"],
-            &error["retryable"]
-        ),
-        (
-            &json!("b"),
-            &json!("processing"),
-            &json!("no"),
-            &json!(false)
-        )
+        (&error["step_id"], &error["error_type"], &error["context"], &error["retryable"]),
+        (&json!("b"), &json!("processing"), &json!("no"), &json!(false))
     );
     insta::assert_snapshot!(project.run(&["state", "show", "p"]).story(&project), @"
     exit 0
@@ -196,10 +186,7 @@ pipeline:
     ");
     assert_eq!(words(&project, "done"), ["a", "b", "b", "c"]);
     let again = project.state("p").unwrap();
-    assert_eq!(
-        (&again["status"], &again["run_id"]),
-        (&json!("completed"), &state["run_id"])
-    );
+    assert_eq!((&again["status"], &again["run_id"]), (&json!("completed"), &state["run_id"]));
     assert_eq!(again["records_processed"], 2);
 }
 
@@ -231,20 +218,12 @@ pipeline:
     let state = project.state("p").unwrap();
     let step = &state["step_states"]["flaky"];
     assert_eq!(
-        (
-            &state["retry_count"],
-            &step["retry_count"],
-            &step["error_count"]
-        ),
+        (&state["retry_count"], &step["retry_count"], &step["error_count"]),
         (&json!(2), &json!(2), &json!(2))
     );
     let errors = state["errors"].as_array().unwrap();
     assert_eq!(errors.len(), 2);
-    assert!(
-        errors
-            .iter()
-            .all(|error| error["retryable"] == true && error["context"] == "not yet")
-    );
+    assert!(errors.iter().all(|error| error["retryable"] == true && error["context"] == "not yet"));
     assert_eq!(step["status"], "completed");
 }
 
@@ -272,10 +251,7 @@ pipeline:
     ");
     let state = project.state("p").unwrap();
     assert_eq!(
-        (
-            &state["status"],
-            &state["step_states"]["optional"]["status"]
-        ),
+        (&state["status"], &state["step_states"]["optional"]["status"]),
         (&json!("completed"), &json!("failed"))
     );
 }
@@ -359,14 +335,7 @@ pipeline:
     }
     assert_eq!(
         words(&project, "seen"),
-        [
-            "inc::0:0",
-            "full::0:0",
-            "inc:42:1:0",
-            "full::0:0",
-            "inc::0:0",
-            "full::0:0"
-        ]
+        ["inc::0:0", "full::0:0", "inc:42:1:0", "full::0:0", "inc::0:0", "full::0:0"]
     );
     runs.sort();
     runs.dedup();
@@ -384,16 +353,9 @@ fn commands_that_cannot_start_are_configuration_errors() {
         let project = Project::steady(&format!("pipeline:\n  - {{name: a, run: {command}}}\n"));
         project.write("not-executable", "text");
         let ran = project.run(&["run"]).expect(1);
-        assert!(
-            ran.stderr.contains("its command cannot be started"),
-            "{}",
-            ran.stderr
-        );
+        assert!(ran.stderr.contains("its command cannot be started"), "{}", ran.stderr);
         let state = project.state("p").unwrap();
-        assert_eq!(
-            state["errors"][0]["error_type"], "configuration",
-            "{command}"
-        );
+        assert_eq!(state["errors"][0]["error_type"], "configuration", "{command}");
         assert_ne!(state["errors"][0]["context"], "", "{command}");
     }
     let project = Project::steady("pipeline: [{name: a, run: [no-such-program]}]\n");
@@ -444,16 +406,8 @@ fn json_is_printed_also_when_a_step_failed() {
     let ran = project.run(&["run", "--json"]).expect(1);
     let document: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(document["data"]["status"], "failed");
-    assert_eq!(
-        document["data"]["errors"][0]["message"],
-        "it ended with exit code 3"
-    );
-    assert!(
-        ran.stderr
-            .contains("error: step `a` of pipeline `p` failed"),
-        "{}",
-        ran.stderr
-    );
+    assert_eq!(document["data"]["errors"][0]["message"], "it ended with exit code 3");
+    assert!(ran.stderr.contains("error: step `a` of pipeline `p` failed"), "{}", ran.stderr);
 }
 
 #[test]
@@ -472,10 +426,7 @@ fn quiet_hides_the_output_of_steps_and_nothing_else() {
 #[test]
 fn nothing_is_kept_when_state_is_switched_off() {
     let project = Project::new("state: {enabled: false}\n");
-    project.write(
-        "pipelines/p.yaml",
-        "pipeline: [{name: a, run: echo done}]\n",
-    );
+    project.write("pipelines/p.yaml", "pipeline: [{name: a, run: echo done}]\n");
     let before = kit::contents(project.path());
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
     exit 0
@@ -501,10 +452,7 @@ fn nothing_is_kept_when_state_is_switched_off() {
 #[test]
 fn the_memory_backend_runs_and_says_what_it_cannot() {
     let project = Project::new("state: {backend: memory}\n");
-    project.write(
-        "pipelines/p.yaml",
-        "pipeline: [{name: a, run: exit 1, retry_attempts: 1}]\n",
-    );
+    project.write("pipelines/p.yaml", "pipeline: [{name: a, run: exit 1, retry_attempts: 1}]\n");
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
     exit 1
     --- stderr
@@ -562,9 +510,8 @@ pipeline:
 
 #[test]
 fn fifty_steps_run_one_after_the_other() {
-    let steps: String = (0..50)
-        .map(|n| format!("  - {{name: s{n}, run: 'echo {n} >> order'}}\n"))
-        .collect();
+    let steps: String =
+        (0..50).map(|n| format!("  - {{name: s{n}, run: 'echo {n} >> order'}}\n")).collect();
     let project = Project::steady(&format!("pipeline:\n{steps}"));
     project.run(&["run"]).expect(0);
     let expected: Vec<_> = (0..50).map(|n| n.to_string()).collect();
@@ -645,10 +592,7 @@ pipeline:
     assert_eq!(state["step_states"]["old"]["status"], "completed");
     // A new run knows only the steps that the pipeline has.
     project.run(&["run"]).expect(0);
-    let steps = project.state("p").unwrap()["step_states"]
-        .as_object()
-        .unwrap()
-        .len();
+    let steps = project.state("p").unwrap()["step_states"].as_object().unwrap().len();
     assert_eq!(steps, 3);
 }
 
@@ -680,9 +624,7 @@ fn a_second_worker_is_refused_at_once_and_waits_when_asked_to() {
         "pipeline: [{name: a, run: 'echo x >> runs; until test -e go; do sleep 0.01; done'}]\n",
     );
     let first = project.start_captured(&["run"]);
-    wait_for("the first run", || {
-        project.path().join("runs").exists().then_some(())
-    });
+    wait_for("the first run", || project.path().join("runs").exists().then_some(()));
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
     exit 4
     --- stderr

@@ -25,15 +25,11 @@ fn three() -> Project {
 }
 
 fn names(project: &Project, arguments: &[&str]) -> Vec<String> {
-    let ran = project
-        .run(&[&["state", "list", "--json"], arguments].concat())
-        .expect(0);
+    let ran = project.run(&[&["state", "list", "--json"], arguments].concat()).expect(0);
     let document: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(document["kind"], "oxide_flow.state-list/1");
     let rows = document["data"].as_array().unwrap();
-    rows.iter()
-        .map(|row| row["pipeline"].as_str().unwrap().to_owned())
-        .collect()
+    rows.iter().map(|row| row["pipeline"].as_str().unwrap().to_owned()).collect()
 }
 
 #[test]
@@ -50,10 +46,7 @@ fn states_are_listed_and_filtered_by_how_they_ended() {
     assert_eq!(names(&project, &[]), ["bad", "good", "p"]);
     assert_eq!(names(&project, &["--failed"]), ["bad"]);
     assert_eq!(names(&project, &["--completed"]), ["good", "p"]);
-    assert_eq!(
-        names(&project, &["--failed", "--completed"]),
-        ["bad", "good", "p"]
-    );
+    assert_eq!(names(&project, &["--failed", "--completed"]), ["bad", "good", "p"]);
     assert_eq!(names(&project, &["--active"]), [] as [&str; 0]);
     insta::assert_snapshot!(project.run(&["state", "list", "--active"]).story(&project), @"
     exit 0
@@ -66,16 +59,10 @@ fn states_are_listed_and_filtered_by_how_they_ended() {
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     let running = project.start_captured(&["run", "busy"]);
-    wait_for("the step", || {
-        project.path().join("ready").exists().then_some(())
-    });
+    wait_for("the step", || project.path().join("ready").exists().then_some(()));
     assert_eq!(names(&project, &["--active"]), ["busy"]);
     running.kill();
-    assert_eq!(
-        names(&project, &["--active"]),
-        [] as [&str; 0],
-        "an interrupted run is not active"
-    );
+    assert_eq!(names(&project, &["--active"]), [] as [&str; 0], "an interrupted run is not active");
     insta::assert_snapshot!(project.run(&["state", "list"]).story(&project), @"
     exit 0
     --- stdout
@@ -179,16 +166,8 @@ fn is_corrupt(project: &Project, how: &str) {
         &["run", "p"],
     ] {
         let ran = project.run(arguments).expect(3);
-        assert!(
-            ran.stderr.contains("corrupt"),
-            "{how}: {arguments:?}: {}",
-            ran.stderr
-        );
-        assert!(
-            !ran.stderr.contains("no state"),
-            "{how}: {arguments:?}: {}",
-            ran.stderr
-        );
+        assert!(ran.stderr.contains("corrupt"), "{how}: {arguments:?}: {}", ran.stderr);
+        assert!(!ran.stderr.contains("no state"), "{how}: {arguments:?}: {}", ran.stderr);
         assert_eq!(ran.stdout, "", "{how}: {arguments:?}");
     }
     assert!(!project.path().join("out.json").exists());
@@ -224,11 +203,7 @@ fn a_damaged_state_is_corrupt_however_it_was_damaged() {
         std::fs::write(&file, &good[..length]).unwrap();
         is_corrupt(&project, &format!("cut to {length}"));
     }
-    std::fs::copy(
-        project.path().join(".oxiflow/state/states/good.json"),
-        &file,
-    )
-    .unwrap();
+    std::fs::copy(project.path().join(".oxiflow/state/states/good.json"), &file).unwrap();
     is_corrupt(&project, "another pipeline's record");
     insta::assert_snapshot!(project.run(&["state", "show", "p"]).story(&project), @"
     exit 3
@@ -274,10 +249,7 @@ fn fresh_does_not_get_around_a_damaged_state() {
 fn an_export_to_a_file_is_whole_private_and_replaces_an_older_one() {
     let project = three();
     let exported = project.run(&["state", "export", "p"]).expect(0).stdout;
-    assert_eq!(
-        serde_json::from_str::<Value>(&exported).unwrap(),
-        project.state("p").unwrap()
-    );
+    assert_eq!(serde_json::from_str::<Value>(&exported).unwrap(), project.state("p").unwrap());
     project.write("out.json", "an older export");
     let file = project.path().join("out.json");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).unwrap();
@@ -287,10 +259,7 @@ fn an_export_to_a_file_is_whole_private_and_replaces_an_older_one() {
     wrote out.json
     ");
     assert_eq!(project.read("out.json"), exported);
-    assert_eq!(
-        std::fs::metadata(&file).unwrap().permissions().mode() & 0o777,
-        0o600
-    );
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     insta::assert_snapshot!(project.run(&["state", "export", "p", "-o", "no/such/out.json"]).story(&project), @"
     exit 1
     --- stderr
@@ -304,9 +273,8 @@ fn an_export_to_a_file_is_whole_private_and_replaces_an_older_one() {
       caused by: Is a directory (os error 21)
     ");
     let entries = kit::contents(project.path()).into_keys();
-    let left: Vec<_> = entries
-        .filter(|path| path.extension().is_some_and(|e| e == "tmp"))
-        .collect();
+    let left: Vec<_> =
+        entries.filter(|path| path.extension().is_some_and(|e| e == "tmp")).collect();
     assert_eq!(left, [] as [std::path::PathBuf; 0]);
     insta::assert_snapshot!(project.run(&["state", "export", "p", "--format", "xml"]).story(&project), @"
     exit 2

@@ -30,12 +30,7 @@ fn ready(project: &Project) -> Running {
 
 /// An environment entry that no other test has, to find a step's processes by.
 fn marker(project: &Project) -> String {
-    let name = project
-        .path()
-        .file_name()
-        .unwrap()
-        .to_string_lossy()
-        .into_owned();
+    let name = project.path().file_name().unwrap().to_string_lossy().into_owned();
     format!("TEST_MARK={name}")
 }
 
@@ -65,26 +60,14 @@ fn stops_gracefully_by(signal: &str, name: &str) -> (Project, String) {
     let running = ready(&project);
     running.signal(signal);
     let ran = running.finish().expect(1);
-    assert!(
-        ran.stderr
-            .contains(&format!("p: stopped by {name}, 1 record\n")),
-        "{}",
-        ran.stderr
-    );
+    assert!(ran.stderr.contains(&format!("p: stopped by {name}, 1 record\n")), "{}", ran.stderr);
     let state = project.state("p").unwrap();
     assert_eq!(
-        (
-            &state["status"],
-            &state["step_states"]["a"]["status"],
-            &state["last_processed_id"]
-        ),
+        (&state["status"], &state["step_states"]["a"]["status"], &state["last_processed_id"]),
         (&json!("paused"), &json!("pending"), &json!("1"))
     );
     assert_eq!(state["errors"], json!([]));
-    assert_eq!(
-        project.run(&["worker", "list"]).expect(0).stderr,
-        "no workers\n"
-    );
+    assert_eq!(project.run(&["worker", "list"]).expect(0).stderr, "no workers\n");
     let story = ran.story(&project);
     project.run(&["run"]).expect(0);
     assert_eq!(project.read("starts"), "from .\nfrom 1.\n");
@@ -137,11 +120,7 @@ fn a_second_signal_ends_a_step_that_ignores_the_first_at_once() {
     signal("-INT", &running);
     assert_eq!(running.wait().unwrap().code(), Some(1));
     // Ten seconds are what a step is given after one signal.
-    assert!(
-        began.elapsed() < Duration::from_secs(9),
-        "took {:?}",
-        began.elapsed()
-    );
+    assert!(began.elapsed() < Duration::from_secs(9), "took {:?}", began.elapsed());
     let told = project.read("said");
     insta::assert_snapshot!(kit::hide_changing(&told), @"
     p: run ID begins
@@ -165,16 +144,10 @@ fn waiting_for_another_worker_can_be_given_up() {
         .stderr(std::fs::File::create(&said).unwrap())
         .spawn()
         .unwrap();
-    wait_for("the waiting to be told", || {
-        project.read("said").contains("; waiting").then_some(())
-    });
+    wait_for("the waiting to be told", || project.read("said").contains("; waiting").then_some(()));
     signal("-TERM", &waiting);
     assert_eq!(waiting.wait().unwrap().code(), Some(1));
-    assert!(
-        project
-            .read("said")
-            .ends_with("stopped waiting by SIGTERM\n")
-    );
+    assert!(project.read("said").ends_with("stopped waiting by SIGTERM\n"));
     project.write("go", "");
     first.finish().expect(0);
 }
@@ -214,9 +187,7 @@ pipeline:
 "#,
     );
     let running = project.start_captured(&["run"]);
-    wait_for("a failed attempt", || {
-        project.state("p").filter(|state| state["retry_count"] == 1)
-    });
+    wait_for("a failed attempt", || project.state("p").filter(|state| state["retry_count"] == 1));
     running.signal("-TERM");
     running.finish().expect(1);
     let state = project.state("p").unwrap();
@@ -257,10 +228,7 @@ fn a_step_over_its_time_limit_ends_with_everything_it_started() {
     assert!(!project.path().join("late").exists() && !project.path().join("later").exists());
     let state = project.state("p").unwrap();
     let error = &state["errors"][0];
-    assert_eq!(
-        (&error["error_type"], &error["context"]),
-        (&json!("timeout"), &json!("started"))
-    );
+    assert_eq!((&error["error_type"], &error["context"]), (&json!("timeout"), &json!("started")));
     assert_eq!(state["status"], "failed");
 }
 

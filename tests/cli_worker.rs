@@ -23,9 +23,7 @@ pipeline:
 fn worker() -> (Project, Running, String) {
     let project = Project::steady(STEP);
     let running = project.start_captured(&["run"]);
-    wait_for("the step", || {
-        project.path().join("ready").exists().then_some(())
-    });
+    wait_for("the step", || project.path().join("ready").exists().then_some(()));
     let id = lease(&project)["worker_id"].as_str().unwrap().to_owned();
     (project, running, id)
 }
@@ -80,27 +78,16 @@ fn a_running_worker_is_listed_and_shown() {
             (&json!("active"), &json!("alive"))
         );
         let lease = &document["lease"];
-        assert_eq!(
-            (&lease["pid"], &lease["pipeline_id"]),
-            (&json!(running.pid()), &json!("p"))
-        );
+        assert_eq!((&lease["pid"], &lease["pipeline_id"]), (&json!(running.pid()), &json!("p")));
         assert!(document["expires_at"].is_string());
     }
-    let others = project
-        .run(&["worker", "list", "--pipeline", "other"])
-        .expect(0);
-    assert_eq!(
-        (others.stdout.as_str(), others.stderr.as_str()),
-        ("", "no workers\n")
-    );
+    let others = project.run(&["worker", "list", "--pipeline", "other"]).expect(0);
+    assert_eq!((others.stdout.as_str(), others.stderr.as_str()), ("", "no workers\n"));
     let of_p = json_of(&project, &["worker", "list", "--pipeline", "p", "--json"]);
     assert_eq!(of_p["data"].as_array().unwrap().len(), 1);
     let state = json_of(&project, &["state", "show", "p", "--json"]);
     assert_eq!(
-        (
-            &state["data"]["effective_status"],
-            &state["data"]["worker"]["worker_id"]
-        ),
+        (&state["data"]["effective_status"], &state["data"]["worker"]["worker_id"]),
         (&json!("running"), &json!(id))
     );
 }
@@ -139,10 +126,7 @@ fn a_worker_that_is_asked_to_stop_obeys_and_says_who_asked() {
     let request = &lease["requests"][0];
     assert!(request["from"].as_str().unwrap().starts_with("tester@"));
     assert!(request["acknowledged_at"].is_string());
-    assert_eq!(
-        project.run(&["worker", "list"]).expect(0).stderr,
-        "no workers\n"
-    );
+    assert_eq!(project.run(&["worker", "list"]).expect(0).stderr, "no workers\n");
     insta::assert_snapshot!(project.run(&["worker", "list", "--all"]).story(&project), @"
     exit 0
     --- stdout
@@ -178,9 +162,7 @@ fn stop_without_waiting_returns_and_a_short_wait_runs_out() {
         "pipeline: [{name: a, run: \"trap '' TERM; touch ready; while :; do sleep 0.01; done\"}]\n",
     );
     let running = project.start_captured(&["run"]);
-    wait_for("the step", || {
-        project.path().join("ready").exists().then_some(())
-    });
+    wait_for("the step", || project.path().join("ready").exists().then_some(()));
     let id = lease(&project)["worker_id"].as_str().unwrap().to_owned();
     insta::assert_snapshot!(project.run(&["worker", "stop", &id, "--wait", "0s"]).story(&project), @"
     exit 0
@@ -196,15 +178,8 @@ fn stop_without_waiting_returns_and_a_short_wait_runs_out() {
     hint: look at it with `oxide_flow worker show WORKER`, or take its pipeline from it with `oxide_flow state unlock p --force`
     ");
     let lease = lease(&project);
-    assert_eq!(
-        lease["requests"].as_array().unwrap().len(),
-        1,
-        "asking twice asks once"
-    );
-    assert_eq!(
-        json_of(&project, &["worker", "list", "--json"])["data"][0]["status"],
-        "stopping"
-    );
+    assert_eq!(lease["requests"].as_array().unwrap().len(), 1, "asking twice asks once");
+    assert_eq!(json_of(&project, &["worker", "list", "--json"])["data"][0]["status"], "stopping");
     running.signal("-TERM");
     running.finish().expect(1);
 }
@@ -247,9 +222,7 @@ fn a_dead_worker_is_told_and_its_lease_is_released() {
     worker `WORKER` has stopped already
     ");
     let resumed = project.start_captured(&["run"]);
-    wait_for("a resumed run", || {
-        (lease(&project)["worker_id"] != json!(id)).then_some(())
-    });
+    wait_for("a resumed run", || (lease(&project)["worker_id"] != json!(id)).then_some(()));
     // That worker no longer names the pipeline.
     project.run(&["worker", "stop", &id]).expect(1);
     drop(resumed);
@@ -286,10 +259,7 @@ fn unknown_workers_are_not_found() {
     For more information, try '--help'.
     ");
     let empty = json_of(&project, &["worker", "list", "--json"]);
-    assert_eq!(
-        empty,
-        json!({"kind": "oxide_flow.worker-list/1", "data": []})
-    );
+    assert_eq!(empty, json!({"kind": "oxide_flow.worker-list/1", "data": []}));
 }
 
 #[test]
@@ -309,12 +279,12 @@ fn unlock_refuses_a_living_worker_and_force_fences_it() {
     pipeline `p` is held by worker `WORKER` (pid PID on HOST, renewed TIME (AGO)); its process lives
     released the lease of pipeline `p`
     ");
-    insta::assert_snapshot!(running.finish().expect(1).story(&project), @"
-    exit 1
+    insta::assert_snapshot!(running.finish().expect(4).story(&project), @"
+    exit 4
     --- stderr
     p: run ID begins
     p: a (1 of 1) starts
-    error: pipeline `p` was taken over by worker `WORKER` (pid PID on HOST, epoch 2)
+    error: the lease of pipeline `p` was released by force
     hint: this worker stopped; what it had not checkpointed is done again by the next one
     ");
 }
@@ -354,10 +324,7 @@ fn unlock_of_a_pipeline_that_nobody_ever_ran_changes_nothing() {
 fn a_damaged_lease_is_told_and_replaced_only_by_force() {
     let (project, _) = dead_worker();
     let file = ".oxiflow/state/leases/p.json";
-    project.write(
-        file,
-        &project.read(file).replace("\"epoch\":1", "\"epoch\":7"),
-    );
+    project.write(file, &project.read(file).replace("\"epoch\":1", "\"epoch\":7"));
     insta::assert_snapshot!(project.run(&["worker", "list"]).story(&project), @"
     exit 3
     --- stderr

@@ -30,11 +30,7 @@ fn assert_same_output(project: &Path, point: &str) {
         .current_dir(project)
         .output()
         .expect("diff starts");
-    assert!(
-        compared.status.success(),
-        "{point}: {}",
-        String::from_utf8_lossy(&compared.stdout)
-    );
+    assert!(compared.status.success(), "{point}: {}", String::from_utf8_lossy(&compared.stdout));
 }
 
 /// The newest version that the log says was saved.
@@ -48,16 +44,10 @@ fn acknowledged(log: &str) -> u64 {
 
 /// What a run of the example comes to, however often it was interrupted.
 fn totals(state: &serde_json::Value) -> Vec<serde_json::Value> {
-    [
-        "status",
-        "records_processed",
-        "records_failed",
-        "batch_number",
-        "last_processed_id",
-    ]
-    .iter()
-    .map(|field| state[field].clone())
-    .collect()
+    ["status", "records_processed", "records_failed", "batch_number", "last_processed_id"]
+        .iter()
+        .map(|field| state[field].clone())
+        .collect()
 }
 
 #[test]
@@ -85,21 +75,15 @@ fn kill_and_resume(point: u32, after: Duration, expected: &[serde_json::Value]) 
     let project = Project::example("weather");
     let log_path = project.path().join("log");
     let log = std::fs::File::create(&log_path).expect("a log");
-    let mut runner = weather(&project)
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .expect("it starts");
+    let mut runner =
+        weather(&project).stdout(Stdio::null()).stderr(log).spawn().expect("it starts");
     // This is no wait for a condition: the point in time is what is tested.
     std::thread::sleep(after);
     let folder = format!("OXIFLOW_PROJECT_DIR={}", project.path().display());
     if point.is_multiple_of(2) {
         // Everything dies at once, supervisors too.
         for pid in processes_with(&folder) {
-            Command::new("kill")
-                .args(["-9", &pid.to_string()])
-                .status()
-                .expect("kill starts");
+            Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill starts");
         }
     }
     runner.kill().expect("it can be killed");
@@ -111,20 +95,10 @@ fn kill_and_resume(point: u32, after: Duration, expected: &[serde_json::Value]) 
     let context = format!("killed after {after:?} (point {point})");
     let saved = acknowledged(&std::fs::read_to_string(&log_path).expect("a log"));
     let stored = project.state("weather");
-    let version = stored
-        .as_ref()
-        .and_then(|state| state["version"].as_u64())
-        .unwrap_or(0);
-    assert!(
-        version >= saved,
-        "{context}: version {saved} was acknowledged, {version} is there"
-    );
+    let version = stored.as_ref().and_then(|state| state["version"].as_u64()).unwrap_or(0);
+    assert!(version >= saved, "{context}: version {saved} was acknowledged, {version} is there");
 
     Ran::from(weather(&project).output().expect("it starts")).expect(0);
     assert_same_output(project.path(), &context);
-    assert_eq!(
-        totals(&project.state("weather").expect("a state")),
-        expected,
-        "{context}"
-    );
+    assert_eq!(totals(&project.state("weather").expect("a state")), expected, "{context}");
 }

@@ -23,14 +23,8 @@ fn the_documented_example_does_each_record_once_over_a_crash() {
     assert!(crashed.is_err());
     assert_eq!(done, ["ann", "ben"]);
     let mut rest = Vec::new();
-    example::process(project.path(), &records, &mut |record| {
-        rest.push(record.to_owned())
-    })
-    .unwrap();
+    example::process(project.path(), &records, &mut |record| rest.push(record.to_owned())).unwrap();
     assert_eq!(rest, ["cat", "dan"]);
     let state = project.state("greetings").unwrap();
-    assert_eq!(
-        (&state["status"], &state["records_processed"]),
-        (&"completed".into(), &4.into())
-    );
+    assert_eq!((&state["status"], &state["records_processed"]), (&"completed".into(), &4.into()));
 }

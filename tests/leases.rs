@@ -28,9 +28,7 @@ fn started(project: &Project, count: usize) -> Vec<String> {
 #[test]
 fn of_eight_runners_started_at_once_exactly_one_runs_and_the_others_say_who() {
     let project = Project::with_pipeline(PATIENT);
-    let mut runners: Vec<_> = (0..8)
-        .map(|_| project.start_captured(&["run", "p"]))
-        .collect();
+    let mut runners: Vec<_> = (0..8).map(|_| project.start_captured(&["run", "p"])).collect();
     let mut refused = Vec::new();
     wait_for("seven runners to give up", || {
         for index in (0..runners.len()).rev() {
@@ -64,9 +62,8 @@ pipeline:
       echo done >> finished
 "#,
     );
-    let runners: Vec<_> = (0..4)
-        .map(|_| project.start_captured(&["run", "p", "--wait", "60s"]))
-        .collect();
+    let runners: Vec<_> =
+        (0..4).map(|_| project.start_captured(&["run", "p", "--wait", "60s"])).collect();
     for runner in runners {
         runner.finish().expect(0);
     }
@@ -103,11 +100,7 @@ pipeline:
     let ran = project.run(&["run", "p"]).expect(0);
     let taken = format!("taking over from worker `{dead}`");
     assert!(ran.stderr.contains(&taken), "{}", ran.stderr);
-    assert!(
-        ran.stderr.contains("which is gone; ended"),
-        "{}",
-        ran.stderr
-    );
+    assert!(ran.stderr.contains("which is gone; ended"), "{}", ran.stderr);
     assert_eq!(processes_with(&mark), [0; 0]);
 }
 
@@ -131,10 +124,7 @@ pipeline:
 "#;
 
 fn version(project: &Project) -> u64 {
-    project
-        .state("p")
-        .and_then(|state| state["version"].as_u64())
-        .unwrap_or(0)
+    project.state("p").and_then(|state| state["version"].as_u64()).unwrap_or(0)
 }
 
 #[test]
@@ -149,17 +139,10 @@ fn a_runner_suspended_past_its_lease_is_fenced_when_it_wakes_up() {
     let second = project.start_captured(&["run", "p", "--wait", "30s"]);
     let workers = started(&project, 2);
     // The step of the suspended worker ended before the other worker's began.
-    assert_eq!(
-        processes_with(&format!("OXIFLOW_WORKER_ID={zombie_worker}")),
-        [0; 0]
-    );
+    assert_eq!(processes_with(&format!("OXIFLOW_WORKER_ID={zombie_worker}")), [0; 0]);
     project.write("go", "");
     let second = second.finish().expect(0);
-    assert!(
-        second.stderr.contains("has not renewed its lease"),
-        "{}",
-        second.stderr
-    );
+    assert!(second.stderr.contains("has not renewed its lease"), "{}", second.stderr);
     let finished = project.state("p").expect("a state");
 
     zombie.signal("-CONT");
@@ -171,14 +154,9 @@ fn a_runner_suspended_past_its_lease_is_fenced_when_it_wakes_up() {
     assert_eq!(finished["status"], "completed");
     assert!(finished["epoch"].as_u64() > before["epoch"].as_u64());
     let cursor = |state: &serde_json::Value| {
-        state["last_processed_id"]
-            .as_str()
-            .and_then(|id| id.parse::<u64>().ok())
+        state["last_processed_id"].as_str().and_then(|id| id.parse::<u64>().ok())
     };
-    assert!(
-        cursor(&finished) >= cursor(&before),
-        "no acknowledged progress was lost"
-    );
+    assert!(cursor(&finished) >= cursor(&before), "no acknowledged progress was lost");
 }
 
 #[test]
@@ -197,9 +175,7 @@ pipeline:
     let worker = started(&project, 1).remove(0);
     runner.signal("-STOP");
     wait_for("the supervisor to end the step", || {
-        processes_with(&format!("OXIFLOW_WORKER_ID={worker}"))
-            .is_empty()
-            .then_some(())
+        processes_with(&format!("OXIFLOW_WORKER_ID={worker}")).is_empty().then_some(())
     });
     project.write("go", "");
     runner.signal("-CONT");
@@ -210,11 +186,7 @@ pipeline:
 #[test]
 fn the_epoch_grows_over_release_and_survives_the_loss_of_the_lease_record() {
     let project = Project::with_pipeline("pipeline: [{name: a, run: \"true\"}]");
-    let epoch = || {
-        project.state("p").expect("a state")["epoch"]
-            .as_u64()
-            .expect("a number")
-    };
+    let epoch = || project.state("p").expect("a state")["epoch"].as_u64().expect("a number");
     project.run(&["run", "p"]).expect(0);
     assert_eq!(epoch(), 1);
     project.run(&["run", "p"]).expect(0);
@@ -237,23 +209,10 @@ fn a_worker_obeys_a_request_to_stop_and_the_next_run_resumes() {
     let runner = project.start_captured(&["run", "p"]);
     wait_for("some checkpoints", || (version(&project) > 3).then_some(()));
     let (stopped, runner) = stop(&project, runner);
-    assert_eq!(
-        (stopped.code, runner.code),
-        (0, 1),
-        "{}{}",
-        stopped.stderr,
-        runner.stderr
-    );
-    assert!(
-        runner.stderr.contains("stopped by request of tester@"),
-        "{}",
-        runner.stderr
-    );
+    assert_eq!((stopped.code, runner.code), (0, 1), "{}{}", stopped.stderr, runner.stderr);
+    assert!(runner.stderr.contains("stopped by request of tester@"), "{}", runner.stderr);
     let paused = project.state("p").expect("a state");
-    assert_eq!(
-        (&paused["status"], &paused["worker_id"]),
-        (&"paused".into(), &().into())
-    );
+    assert_eq!((&paused["status"], &paused["worker_id"]), (&"paused".into(), &().into()));
     project.write("go", "");
     project.run(&["run", "p"]).expect(0);
     let done = project.state("p").expect("a state");

@@ -4,11 +4,7 @@
 //! C plugins are compiled here, in the variants that `fixtures/plugins/c/backend.c` has flags
 //! for; Rust ones are packages under `fixtures/plugins`. Each lies in a project of its own.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "a test that cannot be set up fails"
-)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 mod kit;
 

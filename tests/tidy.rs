@@ -1,10 +1,7 @@
 //! The rules of the code base, as tests: who may import whom, where `unsafe` and printing live,
 //! what every file opens with.
 
-#![expect(
-    clippy::expect_used,
-    reason = "a test that cannot read the sources fails"
-)]
+#![expect(clippy::expect_used, reason = "a test that cannot read the sources fails")]
 
 use std::path::{Path, PathBuf};
 
@@ -19,16 +16,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("lease", &["store", "model"]),
     ("recovery", &["store", "lease", "model", "config"]),
     ("runner", &["store", "lease", "recovery", "model", "config"]),
-    (
-        "app",
-        &[
-            "config", "plugin", "layer", "store", "lease", "recovery", "runner", "model",
-        ],
-    ),
-    (
-        "manager",
-        &["app", "config", "store", "lease", "runner", "model"],
-    ),
+    ("app", &["config", "plugin", "layer", "store", "lease", "recovery", "runner", "model"]),
+    ("manager", &["app", "config", "store", "lease", "runner", "model"]),
 ];
 const EVERYBODY: &[&str] = &["error", "clock"];
 
@@ -40,9 +29,7 @@ const UNSAFE: &[&str] = &[
 ];
 
 fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("host/ is in the repository")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ is in the repository")
 }
 
 fn sources(folder: &str) -> Vec<(String, String)> {
@@ -55,11 +42,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = std::fs::read_to_string(&path).expect("a source file");
-                let name = path
-                    .strip_prefix(repository())
-                    .expect("below")
-                    .display()
-                    .to_string();
+                let name = path.strip_prefix(repository()).expect("below").display().to_string();
                 found.push((name, text));
             }
         }
@@ -70,10 +53,7 @@ fn sources(folder: &str) -> Vec<(String, String)> {
 }
 
 fn all_sources() -> Vec<(String, String)> {
-    ["host", "plugin-api", "plugins", "tests"]
-        .iter()
-        .flat_map(|folder| sources(folder))
-        .collect()
+    ["host", "plugin-api", "plugins", "tests"].iter().flat_map(|folder| sources(folder)).collect()
 }
 
 #[test]
@@ -84,18 +64,13 @@ fn modules_of_the_host_use_only_what_they_may() {
         let module = inside.split(['/', '.']).next().expect("a first part");
         let Some((_, allowed)) = IMPORTS.iter().find(|(known, _)| *known == module) else {
             let known = ["cli", "error", "clock", "lib", "main"].contains(&module);
-            assert!(
-                known,
-                "{name} belongs to a module that the table does not have"
-            );
+            assert!(known, "{name} belongs to a module that the table does not have");
             continue;
         };
         for (number, line) in text.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
             for used in code.match_indices("crate::").map(|(at, _)| &code[at + 7..]) {
-                let used = used
-                    .split(|c: char| !c.is_alphanumeric() && c != '_')
-                    .next();
+                let used = used.split(|c: char| !c.is_alphanumeric() && c != '_').next();
                 let used = used.unwrap_or_default();
                 let fine = used == module || EVERYBODY.contains(&used) || allowed.contains(&used);
                 if !fine && !used.is_empty() {
@@ -116,10 +91,7 @@ fn unsafe_code_is_only_where_it_belongs() {
         });
         // Fixtures of plugins break the rules on purpose; this file quotes them.
         let exempt = name == "tests/tidy.rs" || name.starts_with("tests/fixtures/plugins/");
-        assert!(
-            !uses || exempt || UNSAFE.contains(&name.as_str()),
-            "{name} has unsafe code"
-        );
+        assert!(!uses || exempt || UNSAFE.contains(&name.as_str()), "{name} has unsafe code");
     }
 }
 
@@ -127,8 +99,7 @@ fn unsafe_code_is_only_where_it_belongs() {
 fn only_the_ui_prints() {
     for (name, text) in sources("host/src") {
         let prints = ["println!(", "print!(", "eprint!("].iter().any(|call| {
-            text.lines()
-                .any(|line| !line.trim_start().starts_with("//") && line.contains(call))
+            text.lines().any(|line| !line.trim_start().starts_with("//") && line.contains(call))
         });
         assert!(!prints || name == "host/src/cli/ui.rs", "{name} prints");
     }
@@ -145,25 +116,18 @@ fn every_file_says_what_it_is_for() {
 fn long_files_say_why_they_are_not_two() {
     for (name, text) in all_sources() {
         let lines = text.lines().count();
-        let head: String = text
-            .lines()
-            .take_while(|line| line.starts_with("//!"))
-            .collect();
-        assert!(
-            lines <= 600 || head.contains("one file"),
-            "{name} has {lines} lines"
-        );
+        let head: String = text.lines().take_while(|line| line.starts_with("//!")).collect();
+        assert!(lines <= 600 || head.contains("It is long because"), "{name} has {lines} lines");
     }
 }
 
 #[test]
 fn nothing_is_left_unfinished() {
-    for (name, text) in all_sources()
-        .into_iter()
-        .filter(|(name, _)| name != "tests/tidy.rs")
-    {
+    for (name, text) in all_sources().into_iter().filter(|(name, _)| name != "tests/tidy.rs") {
         for mark in ["todo!(", "unimplemented!(", "FIXME", "#[ignore"] {
-            assert!(!text.contains(mark), "{name} has `{mark}`");
+            let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
+            let unfinished = code.filter(|line| line.contains(mark)).count();
+            assert_eq!(unfinished, 0, "{name} has `{mark}`");
         }
     }
 }

@@ -31,25 +31,17 @@ fn main() {
     processes(folder.path(), &plugins);
     for name in ["file", "memory"] {
         let size = library(&plugins, name).metadata().expect("a library").len();
-        println!(
-            "{:44} {:>9.0} KiB",
-            format!("size of the {name} plugin"),
-            size as f64 / 1024.0
-        );
+        println!("{:44} {:>9.0} KiB", format!("size of the {name} plugin"), size as f64 / 1024.0);
     }
 }
 
 /// A state's save through every layer and the plugin, the plugin's `put` alone, and the bare calls.
 fn checkpoints(folder: &Path, plugins: &Path) {
-    let configuration = format!(
-        "plugins: {{path: [\"{}\"]}}\nstate: {{backend: file}}\n",
-        plugins.display()
-    );
+    let configuration =
+        format!("plugins: {{path: [\"{}\"]}}\nstate: {{backend: file}}\n", plugins.display());
     std::fs::write(folder.join("oxiflow.yaml"), configuration).expect("a configuration");
     let manager = StateManager::open(folder).expect("a manager");
-    let mut run = manager
-        .start_run("bench", &["extract", "load", "report"])
-        .expect("a run");
+    let mut run = manager.start_run("bench", &["extract", "load", "report"]).expect("a run");
     let plugin = Plugin::load(&library(plugins, "file")).expect("the file plugin");
     let mut options = serde_json::Map::new();
     options.insert("state_dir".into(), "plain".into());
@@ -65,11 +57,8 @@ fn checkpoints(folder: &Path, plugins: &Path) {
                 .put(&Call::unbounded(), "state/bench", &payload, &Expected::Any)
                 .expect("a write");
         }));
-        let progress = Progress {
-            records: 1,
-            last_id: Some(round.to_string()),
-            ..Progress::default()
-        };
+        let progress =
+            Progress { records: 1, last_id: Some(round.to_string()), ..Progress::default() };
         checkpoint.push(timed(|| {
             run.checkpoint(|state| state.record_progress("extract", &progress, chrono::Utc::now()))
                 .expect("a checkpoint");
@@ -78,25 +67,16 @@ fn checkpoints(folder: &Path, plugins: &Path) {
     let base = median(&mut bare);
     show("bare write, fsync, rename, fsync(dir), 2 KiB", base, base);
     show("file plugin: put, 2 KiB", median(&mut put), base);
-    show(
-        "durable checkpoint of a state, all layers",
-        median(&mut checkpoint),
-        base,
-    );
+    show("durable checkpoint of a state, all layers", median(&mut checkpoint), base);
 
     let state = PipelineState::new(
         &"bench".parse::<PipelineName>().expect("a name"),
         "run",
-        [
-            ("extract", "extract"),
-            ("load", "load"),
-            ("report", "report"),
-        ],
+        [("extract", "extract"), ("load", "load"), ("report", "report")],
         chrono::Utc::now(),
     );
-    let mut json: Vec<_> = (0..ROUNDS)
-        .map(|_| timed(|| drop(serde_json::to_vec(&state).expect("JSON"))))
-        .collect();
+    let mut json: Vec<_> =
+        (0..ROUNDS).map(|_| timed(|| drop(serde_json::to_vec(&state).expect("JSON")))).collect();
     show("of which: the state as JSON", median(&mut json), base);
     drop(run);
 }
@@ -108,24 +88,16 @@ fn bare_replace(folder: &Path, payload: &[u8]) {
     file.write_all(payload).expect("a write");
     file.sync_all().expect("a sync");
     std::fs::rename(&temporary, &target).expect("a rename");
-    File::open(folder)
-        .expect("a folder")
-        .sync_all()
-        .expect("a sync");
+    File::open(folder).expect("a folder").sync_all().expect("a sync");
 }
 
 fn loading(plugins: &Path) {
     for name in ["file", "memory"] {
         let file = library(plugins, name);
-        let mut load: Vec<_> = (0..20)
-            .map(|_| timed(|| drop(Plugin::load(&file).expect("the plugin"))))
-            .collect();
+        let mut load: Vec<_> =
+            (0..20).map(|_| timed(|| drop(Plugin::load(&file).expect("the plugin")))).collect();
         let median = median(&mut load);
-        show(
-            &format!("check, copy and load the {name} plugin"),
-            median,
-            median,
-        );
+        show(&format!("check, copy and load the {name} plugin"), median, median);
     }
 }
 
@@ -149,11 +121,7 @@ fn processes(folder: &Path, plugins: &Path) {
     let base = median(&mut nothing);
     show("process: true", base, base);
     show("process: oxide_flow --version", median(&mut help), base);
-    show(
-        "process: oxide_flow state show",
-        median(&mut show_state),
-        base,
-    );
+    show("process: oxide_flow state show", median(&mut show_state), base);
 }
 
 fn build_plugins() -> PathBuf {
@@ -163,11 +131,7 @@ fn build_plugins() -> PathBuf {
         .expect("cargo starts");
     assert!(built.success());
     let target = std::env::current_exe().expect("a path");
-    target
-        .ancestors()
-        .nth(2)
-        .expect("target/release")
-        .to_owned()
+    target.ancestors().nth(2).expect("target/release").to_owned()
 }
 
 fn library(plugins: &Path, name: &str) -> PathBuf {
@@ -176,9 +140,7 @@ fn library(plugins: &Path, name: &str) -> PathBuf {
 
 /// Bytes that differ from round to round, since some stores skip what they have already.
 fn payload(length: usize, round: usize) -> Vec<u8> {
-    (0..length)
-        .map(|at| b'a' + ((at * 7 + round * 13) % 26) as u8)
-        .collect()
+    (0..length).map(|at| b'a' + ((at * 7 + round * 13) % 26) as u8).collect()
 }
 
 fn timed(work: impl FnOnce()) -> Duration {
@@ -194,8 +156,5 @@ fn median(times: &mut [Duration]) -> Duration {
 
 fn show(what: &str, time: Duration, base: Duration) {
     let micros = time.as_secs_f64() * 1e6;
-    println!(
-        "{what:44} {micros:>9.1} µs  {:>6.2}×",
-        micros / (base.as_secs_f64() * 1e6)
-    );
+    println!("{what:44} {micros:>9.1} µs  {:>6.2}×", micros / (base.as_secs_f64() * 1e6));
 }

@@ -6,9 +6,7 @@ use oxide_flow::manager::StateManager;
 use oxide_flow::model::Progress;
 
 fn main() -> Result<(), oxide_flow::error::Error> {
-    process(Path::new("."), &["ann", "ben", "cat"], &mut |record| {
-        println!("hello {record}")
-    })
+    process(Path::new("."), &["ann", "ben", "cat"], &mut |record| println!("hello {record}"))
 }
 
 /// Hands each record that has not been processed yet to `work`.
@@ -25,11 +23,8 @@ pub fn process(
             return run.pause().map(drop);
         }
         work(record);
-        let progress = Progress {
-            records: 1,
-            last_id: Some(index.to_string()),
-            ..Progress::default()
-        };
+        let progress =
+            Progress { records: 1, last_id: Some(index.to_string()), ..Progress::default() };
         // When this returns, the record is behind us for good.
         run.checkpoint(|state| state.record_progress("greet", &progress, chrono::Utc::now()))?;
     }

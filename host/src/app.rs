@@ -54,12 +54,7 @@ impl App {
             .open(options, &config.project_dir)
             .map_err(|error| cannot_open(&config, &plugin, error))?;
         let store = StateStore::new(layer::stack(storage, Arc::clone(&clock)));
-        Ok(Self {
-            config,
-            store,
-            clock,
-            plugin,
-        })
+        Ok(Self { config, store, clock, plugin })
     }
 
     /// Why state kept by this backend is lost or invisible, in words; `None` for a backend that
@@ -101,10 +96,7 @@ impl App {
         Ok(RunRequest {
             pipeline: name,
             holder: this_process()?,
-            steps: steps
-                .clone()
-                .map(|step| (step.id.clone(), step.name.clone()))
-                .collect(),
+            steps: steps.clone().map(|step| (step.id.clone(), step.name.clone())).collect(),
             incremental: incremental.map(|step| step.id.clone()).collect(),
             fresh,
             backup: self.config.state.backup_enabled,
@@ -122,11 +114,7 @@ impl App {
 pub fn search_path(config: &Config, env: &Env<'_>) -> Result<SearchPath> {
     let executable = std::env::current_exe().ok();
     let variable = env("OXIFLOW_PLUGIN_PATH");
-    SearchPath::new(
-        &config.plugins.path,
-        variable.as_deref(),
-        executable.as_deref(),
-    )
+    SearchPath::new(&config.plugins.path, variable.as_deref(), executable.as_deref())
 }
 
 /// A backend that does not open; a wrong option is told with its place in the file.
@@ -134,15 +122,12 @@ fn cannot_open(config: &Config, plugin: &Plugin, error: BackendError) -> Error {
     let message = format!("cannot open the `{}` backend", plugin.description().name);
     let options = config.state.backend_config.keys();
     let named = options.filter(|option| error.message().contains(&format!("`{option}`")));
-    let line = named
-        .filter_map(|option| config.line_of_backend_option(option))
-        .next();
+    let line = named.filter_map(|option| config.line_of_backend_option(option)).next();
     let place = match (&config.file, line) {
         (Some(file), Some(line)) => format!("{}:{line}: ", config.shown(file).display()),
         _ => String::new(),
     };
-    let converted = Error::from(error);
-    Error::new(converted.kind(), format!("{place}{message}")).because(converted)
+    Error::new(error.kind().into(), format!("{place}{message}")).because(error)
 }
 
 /// Turns what the plugin's schema objects to into an error with the place in the file.
@@ -152,11 +137,7 @@ fn check_options(config: &Config, plugin: &Plugin, problems: &[OptionProblem]) -
     };
     let place = |problem: &OptionProblem| {
         let file = config.file.as_deref().map(|file| config.shown(file));
-        let file = file
-            .as_deref()
-            .unwrap_or(Path::new("backend_config"))
-            .display()
-            .to_string();
+        let file = file.as_deref().unwrap_or(Path::new("backend_config")).display().to_string();
         match config.line_of_backend_option(&problem.option) {
             Some(line) => format!("{file}:{line}"),
             None => file,

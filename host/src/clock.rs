@@ -24,9 +24,7 @@ impl SystemClock {
     /// The system's clocks, ready to share.
     #[must_use]
     pub fn shared() -> Arc<dyn Clock> {
-        Arc::new(Self {
-            origin: Instant::now(),
-        })
+        Arc::new(Self { origin: Instant::now() })
     }
 }
 

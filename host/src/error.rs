@@ -68,13 +68,7 @@ impl Error {
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let retryable = matches!(kind, ErrorKind::Unavailable | ErrorKind::Timeout);
-        Self {
-            kind,
-            message: message.into(),
-            hint: None,
-            retryable,
-            source: None,
-        }
+        Self { kind, message: message.into(), hint: None, retryable, source: None }
     }
 
     /// The same error with what caused it.
@@ -132,22 +126,28 @@ impl StdError for Error {
     }
 }
 
+impl From<BackendErrorKind> for ErrorKind {
+    fn from(kind: BackendErrorKind) -> Self {
+        match kind {
+            BackendErrorKind::Conflict => Self::Conflict,
+            BackendErrorKind::Invalid => Self::Configuration,
+            BackendErrorKind::Unavailable => Self::Unavailable,
+            BackendErrorKind::Timeout => Self::Timeout,
+            BackendErrorKind::Denied => Self::Denied,
+            BackendErrorKind::Corrupt => Self::Corrupt,
+            BackendErrorKind::NoSpace => Self::NoSpace,
+            BackendErrorKind::TooLarge => Self::Invalid,
+            BackendErrorKind::Unsupported => Self::Unsupported,
+            BackendErrorKind::OutcomeUnknown => Self::OutcomeUnknown,
+            _ => Self::Internal,
+        }
+    }
+}
+
 impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
-        let kind = match error.kind() {
-            BackendErrorKind::Conflict => ErrorKind::Conflict,
-            BackendErrorKind::Invalid => ErrorKind::Configuration,
-            BackendErrorKind::Unavailable => ErrorKind::Unavailable,
-            BackendErrorKind::Timeout => ErrorKind::Timeout,
-            BackendErrorKind::Denied => ErrorKind::Denied,
-            BackendErrorKind::Corrupt => ErrorKind::Corrupt,
-            BackendErrorKind::NoSpace => ErrorKind::NoSpace,
-            BackendErrorKind::TooLarge => ErrorKind::Invalid,
-            BackendErrorKind::Unsupported => ErrorKind::Unsupported,
-            BackendErrorKind::OutcomeUnknown => ErrorKind::OutcomeUnknown,
-            _ => ErrorKind::Internal,
-        };
-        Self::new(kind, format!("the backend reports {}", error.kind())).because(error)
+        let message = format!("the backend reports {}", error.kind());
+        Self::new(error.kind().into(), message).because(error)
     }
 }
 

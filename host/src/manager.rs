@@ -44,10 +44,7 @@ impl StateManager {
         let request = RunRequest {
             pipeline: pipeline.parse()?,
             holder: this_process()?,
-            steps: steps
-                .iter()
-                .map(|step| ((*step).to_owned(), (*step).to_owned()))
-                .collect(),
+            steps: steps.iter().map(|step| ((*step).to_owned(), (*step).to_owned())).collect(),
             incremental: HashSet::new(),
             fresh: false,
             backup: state.backup_enabled,
@@ -57,16 +54,9 @@ impl StateManager {
         };
         let clock = Arc::clone(&self.app.clock);
         // What the lease tells is found in the run: `stop_requested`, and the error of a save.
-        let begun = Run::begin(
-            &self.app.store,
-            &clock,
-            &request,
-            &mut |_| {},
-            &|_| {},
-            |event| {
-                tracing::debug!(?event, "lease");
-            },
-        )?;
+        let begun = Run::begin(&self.app.store, &clock, &request, &mut |_| {}, &|_| {}, |event| {
+            tracing::debug!(?event, "lease");
+        })?;
         Ok(begun.run)
     }
 

@@ -53,10 +53,7 @@ impl AbiSlice {
     /// Borrows bytes. The result must not outlive them.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Self {
-        Self {
-            ptr: bytes.as_ptr(),
-            len: bytes.len(),
-        }
+        Self { ptr: bytes.as_ptr(), len: bytes.len() }
     }
 
     /// The bytes.
@@ -64,10 +61,7 @@ impl AbiSlice {
     /// # Safety
     /// `ptr` points to `len` readable bytes that nobody writes during `'a`, or `len` is 0.
     #[must_use]
-    #[expect(
-        unsafe_code,
-        reason = "turns the ABI's pointer and length into a slice"
-    )]
+    #[expect(unsafe_code, reason = "turns the ABI's pointer and length into a slice")]
     pub unsafe fn bytes<'a>(self) -> &'a [u8] {
         if self.len == 0 {
             return &[];
@@ -90,10 +84,7 @@ pub struct AbiVersion {
 
 impl AbiVersion {
     /// The version that stands for *absent*.
-    pub const ABSENT: Self = Self {
-        len: 0,
-        bytes: [0; Version::MAX_BYTES],
-    };
+    pub const ABSENT: Self = Self { len: 0, bytes: [0; Version::MAX_BYTES] };
 
     /// The version, or `None` when it is absent or its length is out of range.
     #[must_use]
@@ -107,10 +98,7 @@ impl From<&Version> for AbiVersion {
         let source = version.as_bytes();
         let mut bytes = [0; Version::MAX_BYTES];
         bytes[..source.len()].copy_from_slice(source);
-        Self {
-            len: source.len() as u32,
-            bytes,
-        }
+        Self { len: source.len() as u32, bytes }
     }
 }
 
@@ -140,18 +128,9 @@ impl AbiExpected {
 impl From<&Expected> for AbiExpected {
     fn from(expected: &Expected) -> Self {
         match expected {
-            Expected::Any => Self {
-                kind: 0,
-                version: AbiVersion::ABSENT,
-            },
-            Expected::Absent => Self {
-                kind: 1,
-                version: AbiVersion::ABSENT,
-            },
-            Expected::Version(version) => Self {
-                kind: 2,
-                version: version.into(),
-            },
+            Expected::Any => Self { kind: 0, version: AbiVersion::ABSENT },
+            Expected::Absent => Self { kind: 1, version: AbiVersion::ABSENT },
+            Expected::Version(version) => Self { kind: 2, version: version.into() },
         }
     }
 }
@@ -384,10 +363,7 @@ pub mod status {
     /// The status of an error kind.
     #[must_use]
     pub fn of(kind: ErrorKind) -> i32 {
-        CODES
-            .iter()
-            .find(|(known, _)| *known == kind)
-            .map_or(11, |(_, code)| *code)
+        CODES.iter().find(|(known, _)| *known == kind).map_or(11, |(_, code)| *code)
     }
 
     /// The error behind a status that is neither ok nor not found. An unknown status counts as
@@ -398,10 +374,7 @@ pub mod status {
         message: Option<String>,
         current: Option<Version>,
     ) -> BackendError {
-        let known = CODES
-            .iter()
-            .find(|(_, code)| *code == status)
-            .map(|(kind, _)| *kind);
+        let known = CODES.iter().find(|(_, code)| *code == status).map(|(kind, _)| *kind);
         match known {
             Some(ErrorKind::Conflict) => BackendError::conflict(current),
             Some(kind) => BackendError::new(

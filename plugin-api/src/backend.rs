@@ -150,11 +150,7 @@ impl From<Package> for Description {
     /// The package name without its `oxiflow-backend-` prefix is the backend's name.
     fn from(package: Package) -> Self {
         Self {
-            name: package
-                .name
-                .strip_prefix("oxiflow-backend-")
-                .unwrap_or(package.name)
-                .to_owned(),
+            name: package.name.strip_prefix("oxiflow-backend-").unwrap_or(package.name).to_owned(),
             version: package.version.to_owned(),
             description: package.description.to_owned(),
             config_schema: None,
@@ -273,10 +269,7 @@ pub struct ListSink<'a> {
 impl<'a> ListSink<'a> {
     /// A sink for at most `limit` rows.
     pub fn new(limit: usize, emit: &'a mut dyn FnMut(&Listed) -> ControlFlow<()>) -> Self {
-        Self {
-            remaining: limit,
-            emit,
-        }
+        Self { remaining: limit, emit }
     }
 
     /// How many more rows the caller wants.
@@ -292,11 +285,7 @@ impl<'a> ListSink<'a> {
         }
         self.remaining -= 1;
         (self.emit)(row)?;
-        if self.remaining == 0 {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        if self.remaining == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     /// Pushes the part of an ordered map that was asked for: `list` in one line for backends
@@ -352,45 +341,30 @@ mod tests {
         let error = parse(r#"{"port": "hunter2"}"#).unwrap_err();
         assert_eq!(error.message(), "option `port`: invalid type, expected u16");
         let error = parse(r#"{"nested": {"port": "hunter2"}}"#).unwrap_err();
-        assert_eq!(
-            error.message(),
-            "option `nested.port`: invalid type, expected u16"
-        );
+        assert_eq!(error.message(), "option `nested.port`: invalid type, expected u16");
         let error = parse(r#"{"mode": "hunter2, expected `x`"}"#).unwrap_err();
-        assert_eq!(
-            error.message(),
-            "option `mode`: unknown variant, expected `fast` or `safe`"
-        );
+        assert_eq!(error.message(), "option `mode`: unknown variant, expected `fast` or `safe`");
         let options = parse(r#"{"mode": "safe"}"#).unwrap();
         assert!(matches!(options.mode, Some(Mode::Safe)));
         let error = parse(r#""hunter2""#).unwrap_err();
         assert!(!error.message().contains("hunter2"), "{error}");
         let error = parse(r#"{"prot": 1}"#).unwrap_err();
         assert!(error.message().contains("unknown field `prot`"), "{error}");
-        assert_eq!(
-            parse(r#"{"port": 7, "nested": {}}"#)
-                .unwrap()
-                .nested
-                .unwrap()
-                .port,
-            0
-        );
+        assert_eq!(parse(r#"{"port": 7, "nested": {}}"#).unwrap().nested.unwrap().port, 0);
     }
 
     #[test]
     fn a_range_of_a_map_is_pushed_in_pages() {
-        let map: BTreeMap<String, ()> = ["a", "b/1", "b/2", "b/3", "c"]
-            .map(|key| (key.to_owned(), ()))
-            .into();
+        let map: BTreeMap<String, ()> =
+            ["a", "b/1", "b/2", "b/3", "c"].map(|key| (key.to_owned(), ())).into();
         let page = |after: Option<&str>, limit| {
             let mut keys = Vec::new();
             let mut emit = |row: &Listed| {
                 keys.push(row.key.clone());
                 ControlFlow::Continue(())
             };
-            ListSink::new(limit, &mut emit).push_range(&map, "b/", after, |key, ()| {
-                Listed::new(key, Version::from(1), 0)
-            });
+            ListSink::new(limit, &mut emit)
+                .push_range(&map, "b/", after, |key, ()| Listed::new(key, Version::from(1), 0));
             keys
         };
         assert_eq!(page(None, 2), ["b/1", "b/2"]);

@@ -21,10 +21,7 @@ impl Call {
     /// A call that must return within `timeout` from now, on the monotonic clock.
     #[must_use]
     pub fn within(timeout: Duration) -> Self {
-        Self {
-            deadline: Instant::now().checked_add(timeout),
-            trace_id: [0; 16],
-        }
+        Self { deadline: Instant::now().checked_add(timeout), trace_id: [0; 16] }
     }
 
     /// The same call under this trace id, which ties a backend's log lines to an operation.
@@ -43,8 +40,7 @@ impl Call {
     /// Time left, zero when the deadline has passed, `None` when there is no deadline.
     #[must_use]
     pub fn remaining(&self) -> Option<Duration> {
-        self.deadline
-            .map(|deadline| deadline.saturating_duration_since(Instant::now()))
+        self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
     /// The trace id, all zeros when there is none.
@@ -59,9 +55,9 @@ impl Call {
     /// [`ErrorKind::Timeout`](crate::ErrorKind::Timeout) when no time is left.
     pub fn check(&self) -> Result<(), BackendError> {
         match self.remaining() {
-            Some(Duration::ZERO) => Err(BackendError::timeout(
-                "the deadline passed before anything was changed",
-            )),
+            Some(Duration::ZERO) => {
+                Err(BackendError::timeout("the deadline passed before anything was changed"))
+            }
             _ => Ok(()),
         }
     }

@@ -21,10 +21,8 @@ impl Capabilities {
     /// not load the plugin. Unknown promises, in the other bits, are ignored.
     pub const REQUIREMENTS: u64 = 0xffff_ffff_0000_0000;
 
-    const NAMES: [(Self, &'static str); 2] = [
-        (Self::DURABLE, "durable"),
-        (Self::MULTI_PROCESS, "multi_process"),
-    ];
+    const NAMES: [(Self, &'static str); 2] =
+        [(Self::DURABLE, "durable"), (Self::MULTI_PROCESS, "multi_process")];
 
     /// The set of these bits; bits without a name here are kept.
     #[must_use]
@@ -58,10 +56,7 @@ impl Capabilities {
 
     /// The names of the promises in this set that have one.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
-        Self::NAMES
-            .into_iter()
-            .filter(move |(bit, _)| self.contains(*bit))
-            .map(|(_, name)| name)
+        Self::NAMES.into_iter().filter(move |(bit, _)| self.contains(*bit)).map(|(_, name)| name)
     }
 }
 

@@ -83,11 +83,7 @@ impl BackendError {
     /// An error of this kind.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            current: None,
-        }
+        Self { kind, message: message.into(), current: None }
     }
 
     /// A compare-and-swap that found `current` instead of what it expected (`None`: absent).
@@ -97,11 +93,7 @@ impl BackendError {
             Some(version) => format!("the key is at version {version}"),
             None => "the key is absent".to_owned(),
         };
-        Self {
-            kind: ErrorKind::Conflict,
-            message,
-            current,
-        }
+        Self { kind: ErrorKind::Conflict, message, current }
     }
 
     /// A wrong call or a wrong option; name it in the message.

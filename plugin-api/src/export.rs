@@ -4,10 +4,7 @@
 //! key, and turns the result into a status. [`export_backend!`](crate::export_backend) is all that
 //! a plugin writes.
 
-#![expect(
-    unsafe_code,
-    reason = "reads the pointers that the host passes over the ABI"
-)]
+#![expect(unsafe_code, reason = "reads the pointers that the host passes over the ABI")]
 
 use std::ffi::c_void;
 use std::ops::ControlFlow;
@@ -169,11 +166,7 @@ unsafe extern "C" fn get<E: Export>(
             emit_value(reply, value, Some(&AbiVersion::from(version)));
         };
         let lookup = backend.get(&context(call), key, ValueSink::new(&mut emit))?;
-        Ok(if lookup.is_found() {
-            status::OK
-        } else {
-            status::NOT_FOUND
-        })
+        Ok(if lookup.is_found() { status::OK } else { status::NOT_FOUND })
     })
 }
 
@@ -188,14 +181,8 @@ unsafe extern "C" fn put<E: Export>(
 ) -> i32 {
     guard(reply, || {
         // SAFETY: the host passes an open handle and pointers valid during the call.
-        let (backend, key, value, version) = unsafe {
-            (
-                backend::<E>(handle),
-                text("key", key)?,
-                value.bytes(),
-                &mut *version,
-            )
-        };
+        let (backend, key, value, version) =
+            unsafe { (backend::<E>(handle), text("key", key)?, value.bytes(), &mut *version) };
         check_key(key)?;
         let result = backend.put(&context(call), key, value, &expectation(expected)?);
         *version = current_version(result.as_ref());
@@ -222,13 +209,7 @@ unsafe extern "C" fn delete<E: Export>(
             .err()
             .and_then(BackendError::current)
             .map_or(AbiVersion::ABSENT, AbiVersion::from);
-        result.map(|deleted| {
-            if deleted {
-                status::OK
-            } else {
-                status::NOT_FOUND
-            }
-        })
+        result.map(|deleted| if deleted { status::OK } else { status::NOT_FOUND })
     })
 }
 
@@ -242,22 +223,12 @@ unsafe extern "C" fn list<E: Export>(
 ) -> i32 {
     guard(reply, || {
         // SAFETY: the host passes an open handle and pointers valid during the call.
-        let (backend, prefix, after) = unsafe {
-            (
-                backend::<E>(handle),
-                text("prefix", prefix)?,
-                text("after", after)?,
-            )
-        };
+        let (backend, prefix, after) =
+            unsafe { (backend::<E>(handle), text("prefix", prefix)?, text("after", after)?) };
         let after = (!after.is_empty()).then_some(after);
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let mut emit = |row: &Listed| emit_row(reply, row);
-        backend.list(
-            &context(call),
-            prefix,
-            after,
-            &mut ListSink::new(limit, &mut emit),
-        )?;
+        backend.list(&context(call), prefix, after, &mut ListSink::new(limit, &mut emit))?;
         Ok(status::OK)
     })
 }
@@ -386,11 +357,8 @@ unsafe impl Sync for HostPointer {}
 impl HostPointer {
     fn log(self, line: &LogLine) {
         let slice = |text: &str| AbiSlice::new(text.as_bytes());
-        let (target, message, fields) = (
-            slice(&line.target),
-            slice(&line.message),
-            slice(&line.fields),
-        );
+        let (target, message, fields) =
+            (slice(&line.target), slice(&line.message), slice(&line.fields));
         // SAFETY: the host keeps the callback and its context for the life of the process.
         unsafe { (self.0.log)(self.0.context, line.level as u32, target, message, fields) };
     }
@@ -400,11 +368,7 @@ fn safe_host(host: &'static AbiHost) -> Host {
     // SAFETY: the slice belongs to the host struct, which lives as long as the process.
     let base_dir = crate::abi::base_dir(unsafe { host.base_dir.bytes() });
     let pointer = HostPointer(host);
-    Host::new(
-        base_dir,
-        LogLevel::from_number(host.max_log_level),
-        move |line| pointer.log(line),
-    )
+    Host::new(base_dir, LogLevel::from_number(host.max_log_level), move |line| pointer.log(line))
 }
 
 #[cfg(test)]

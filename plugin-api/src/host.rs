@@ -87,11 +87,7 @@ impl Host {
         max_level: LogLevel,
         sink: impl Fn(&LogLine) + Send + Sync + 'static,
     ) -> Self {
-        Self {
-            base_dir: base_dir.into(),
-            max_level,
-            sink: Arc::new(sink),
-        }
+        Self { base_dir: base_dir.into(), max_level, sink: Arc::new(sink) }
     }
 
     /// The folder that relative paths in `backend_config` start at: the project's.
@@ -156,10 +152,7 @@ static PANIC_LOG: OnceLock<Option<Host>> = OnceLock::new();
 /// The first host wins: callbacks live as long as the process, which the ABI demands of them.
 pub(crate) fn install_forwarding(host: &Host) {
     PANIC_LOG.get_or_init(|| {
-        let subscriber = Forward {
-            host: host.clone(),
-            next_span: AtomicU64::new(1),
-        };
+        let subscriber = Forward { host: host.clone(), next_span: AtomicU64::new(1) };
         // A backend linked into the host's own binary shares its subscriber, which is right.
         let own = tracing::subscriber::set_global_default(subscriber).is_ok();
         own.then(|| host.clone())
@@ -186,16 +179,11 @@ pub(crate) fn install_panic_hook() {
 pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let owned = payload.downcast_ref::<String>().map(String::as_str);
-    text.or(owned)
-        .unwrap_or("a panic without a message")
-        .to_owned()
+    text.or(owned).unwrap_or("a panic without a message").to_owned()
 }
 
 fn panic_line(panic: &PanicHookInfo<'_>) -> LogLine {
-    let place = panic
-        .location()
-        .map(ToString::to_string)
-        .unwrap_or_default();
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
     LogLine {
         level: LogLevel::Error,
         target: "panic".to_owned(),
@@ -251,8 +239,7 @@ impl Visit for EventText {
             self.message = format!("{value:?}");
         } else {
             let space = if self.fields.is_empty() { "" } else { " " };
-            self.fields
-                .push_str(&format!("{space}{}={value:?}", field.name()));
+            self.fields.push_str(&format!("{space}{}={value:?}", field.name()));
         }
     }
 }

@@ -33,10 +33,7 @@ impl Version {
         if bytes.is_empty() || bytes.len() > Self::MAX_BYTES {
             return None;
         }
-        let mut version = Self {
-            length: bytes.len() as u8,
-            bytes: [0; Self::MAX_BYTES],
-        };
+        let mut version = Self { length: bytes.len() as u8, bytes: [0; Self::MAX_BYTES] };
         version.bytes[..bytes.len()].copy_from_slice(bytes);
         Some(version)
     }
@@ -51,10 +48,7 @@ impl Version {
 impl From<u64> for Version {
     /// A counter as a version: 8 bytes, big-endian.
     fn from(counter: u64) -> Self {
-        let mut version = Self {
-            length: 8,
-            bytes: [0; Self::MAX_BYTES],
-        };
+        let mut version = Self { length: 8, bytes: [0; Self::MAX_BYTES] };
         version.bytes[..8].copy_from_slice(&counter.to_be_bytes());
         version
     }
@@ -66,9 +60,7 @@ impl fmt::Display for Version {
         let bytes = self.as_bytes();
         match std::str::from_utf8(bytes) {
             Ok(text) if bytes.iter().all(u8::is_ascii_graphic) => formatter.write_str(text),
-            _ => bytes
-                .iter()
-                .try_for_each(|byte| write!(formatter, "{byte:02x}")),
+            _ => bytes.iter().try_for_each(|byte| write!(formatter, "{byte:02x}")),
         }
     }
 }
@@ -102,11 +94,7 @@ impl Expected {
             (Self::Version(expected), Some(current)) => expected == current,
             (Self::Absent, Some(_)) | (Self::Version(_), None) => false,
         };
-        if matches {
-            Ok(())
-        } else {
-            Err(BackendError::conflict(current.copied()))
-        }
+        if matches { Ok(()) } else { Err(BackendError::conflict(current.copied())) }
     }
 }
 
@@ -134,12 +122,7 @@ impl Listed {
     /// A row without a modification time.
     #[must_use]
     pub fn new(key: &str, version: Version, size: u64) -> Self {
-        Self {
-            key: key.to_owned(),
-            version,
-            size,
-            modified: None,
-        }
+        Self { key: key.to_owned(), version, size, modified: None }
     }
 }
 
@@ -149,9 +132,7 @@ impl Listed {
 /// [`ErrorKind::Invalid`](crate::ErrorKind::Invalid) when it is empty or too long.
 pub fn check_key(key: &str) -> Result<(), BackendError> {
     match key.len() {
-        0 => Err(BackendError::invalid(
-            "the key is empty; a key has 1 to 512 bytes",
-        )),
+        0 => Err(BackendError::invalid("the key is empty; a key has 1 to 512 bytes")),
         1..=MAX_KEY_BYTES => Ok(()),
         length => Err(BackendError::invalid(format!(
             "the key has {length} bytes; a key has 1 to {MAX_KEY_BYTES} bytes"
@@ -183,20 +164,8 @@ mod tests {
         assert!(Expected::Any.check(None).is_ok());
         assert!(Expected::Absent.check(None).is_ok());
         assert!(Expected::Version(one).check(Some(&one)).is_ok());
-        assert_eq!(
-            Expected::Absent.check(Some(&two)).unwrap_err().current(),
-            Some(&two)
-        );
-        assert_eq!(
-            Expected::Version(one)
-                .check(Some(&two))
-                .unwrap_err()
-                .current(),
-            Some(&two)
-        );
-        assert_eq!(
-            Expected::Version(one).check(None).unwrap_err().current(),
-            None
-        );
+        assert_eq!(Expected::Absent.check(Some(&two)).unwrap_err().current(), Some(&two));
+        assert_eq!(Expected::Version(one).check(Some(&two)).unwrap_err().current(), Some(&two));
+        assert_eq!(Expected::Version(one).check(None).unwrap_err().current(), None);
     }
 }

@@ -107,12 +107,7 @@ fn facts() -> Vec<Fact> {
     layout!(facts, AbiSlice, "oxiflow_slice", [ptr, len]);
     layout!(facts, AbiVersion, "oxiflow_version", [len, bytes]);
     layout!(facts, AbiExpected, "oxiflow_expected", [kind, version]);
-    layout!(
-        facts,
-        AbiCall,
-        "oxiflow_call",
-        [struct_size, reserved, timeout_ns, trace_id]
-    );
+    layout!(facts, AbiCall, "oxiflow_call", [struct_size, reserved, timeout_ns, trace_id]);
     layout!(
         facts,
         AbiListed,
@@ -125,18 +120,8 @@ fn facts() -> Vec<Fact> {
         "oxiflow_reply",
         [struct_size, reserved, context, message, value, row]
     );
-    layout!(
-        facts,
-        AbiHost,
-        "oxiflow_host",
-        [struct_size, max_log_level, context, log, base_dir]
-    );
-    layout!(
-        facts,
-        AbiOpened,
-        "oxiflow_opened",
-        [struct_size, reserved, handle, capabilities]
-    );
+    layout!(facts, AbiHost, "oxiflow_host", [struct_size, max_log_level, context, log, base_dir]);
+    layout!(facts, AbiOpened, "oxiflow_opened", [struct_size, reserved, handle, capabilities]);
     layout!(
         facts,
         AbiHealth,
@@ -173,20 +158,14 @@ fn facts() -> Vec<Fact> {
     let expected = |expected: Expected| u64::from(AbiExpected::from(&expected).kind);
     constant("OXIFLOW_EXPECTED_ANY", expected(Expected::Any));
     constant("OXIFLOW_EXPECTED_ABSENT", expected(Expected::Absent));
-    constant(
-        "OXIFLOW_EXPECTED_VERSION",
-        expected(Expected::Version(Version::from(1))),
-    );
+    constant("OXIFLOW_EXPECTED_VERSION", expected(Expected::Version(Version::from(1))));
     constant("OXIFLOW_LOG_ERROR", LogLevel::Error as u64);
     constant("OXIFLOW_LOG_WARN", LogLevel::Warn as u64);
     constant("OXIFLOW_LOG_INFO", LogLevel::Info as u64);
     constant("OXIFLOW_LOG_DEBUG", LogLevel::Debug as u64);
     constant("OXIFLOW_LOG_TRACE", LogLevel::Trace as u64);
     constant("OXIFLOW_CAPABILITY_DURABLE", Capabilities::DURABLE.bits());
-    constant(
-        "OXIFLOW_CAPABILITY_MULTI_PROCESS",
-        Capabilities::MULTI_PROCESS.bits(),
-    );
+    constant("OXIFLOW_CAPABILITY_MULTI_PROCESS", Capabilities::MULTI_PROCESS.bits());
     constant("OXIFLOW_ABI_MAJOR", ABI_MAJOR.into());
     constant("OXIFLOW_ABI_MINOR", ABI_MINOR.into());
     constant("OXIFLOW_MAX_KEY_BYTES", MAX_KEY_BYTES as u64);
@@ -259,10 +238,7 @@ fn the_header_and_the_rust_types_have_the_same_layout_and_numbers() {
 
 #[test]
 fn every_constant_of_the_header_is_compared() {
-    let compared: Vec<String> = facts()
-        .into_iter()
-        .map(|(expression, _)| expression)
-        .collect();
+    let compared: Vec<String> = facts().into_iter().map(|(expression, _)| expression).collect();
     let text = without_comments(&header());
     let names = text
         .split(|character: char| !(character.is_ascii_alphanumeric() || character == '_'))
@@ -285,18 +261,11 @@ fn every_status_from_zero_to_the_last_one_is_in_the_header() {
     let last = kinds().len() as i32 + 1;
     for number in 2..=last {
         let error = status::to_error(number, Some("m".to_owned()), None);
-        assert!(
-            kinds().iter().any(|(_, kind)| status::of(*kind) == number),
-            "{number}"
-        );
+        assert!(kinds().iter().any(|(_, kind)| status::of(*kind) == number), "{number}");
         assert_eq!(status::of(error.kind()), number);
     }
     let unknown = status::to_error(last + 1, None, None);
-    assert!(
-        unknown.message().contains("status"),
-        "status {} has no name in the header",
-        last + 1
-    );
+    assert!(unknown.message().contains("status"), "status {} has no name in the header", last + 1);
 }
 
 #[test]
@@ -317,10 +286,7 @@ fn the_header_asserts_its_own_layout() {
         let source = changed + "int main(void) { return 0; }\n";
         let output = folder.compile("cc", &["-std=c11"], "changed.c", &source);
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(
-            stderr.contains("static assertion failed"),
-            "{right}: {stderr}"
-        );
+        assert!(stderr.contains("static assertion failed"), "{right}: {stderr}");
     }
 }
 
@@ -344,10 +310,5 @@ fn a_plugin_in_c_and_in_cpp_compiles_against_the_header() {
         library.windows(symbol.len()).any(|bytes| bytes == symbol),
         "the table is not exported"
     );
-    succeeded(&folder.compile(
-        "c++",
-        &["-std=c++11", "-shared", "-fPIC"],
-        "plugin.cpp",
-        source,
-    ));
+    succeeded(&folder.compile("c++", &["-std=c++11", "-shared", "-fPIC"], "plugin.cpp", source));
 }

@@ -3,11 +3,7 @@
 //! `cargo test` does not build the shared libraries of other packages, so they are built here,
 //! once per test program, and their place is taken from cargo's own messages.
 
-#![allow(
-    dead_code,
-    clippy::allow_attributes,
-    reason = "each test program uses a part of the kit"
-)]
+#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part of the kit")]
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 use std::collections::BTreeMap;
@@ -29,9 +25,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The folder of this repository.
 pub fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("host/ is in the repository")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ is in the repository")
 }
 
 /// The library of one of this repository's plugins, built when it is not up to date.
@@ -51,9 +45,7 @@ pub fn plugin_folder() -> &'static Path {
 /// Builds packages with cargo and returns the last of their shared libraries.
 pub fn build_cdylib(packages: &[&str]) -> PathBuf {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo
-        .args(["build", "--message-format=json", "--quiet"])
-        .current_dir(repository());
+    cargo.args(["build", "--message-format=json", "--quiet"]).current_dir(repository());
     for package in packages {
         cargo.args(["-p", package]);
     }
@@ -62,11 +54,7 @@ pub fn build_cdylib(packages: &[&str]) -> PathBuf {
         cargo.arg("--release");
     }
     let output = cargo.output().expect("cargo starts");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout)
         .expect("cargo's messages are text")
         .lines()
@@ -90,9 +78,7 @@ pub struct Project {
 impl Project {
     /// A project with this `oxiflow.yaml`.
     pub fn new(configuration: &str) -> Self {
-        let project = Self {
-            folder: TempDir::with_prefix("oxiflow-test-").expect("a folder"),
-        };
+        let project = Self { folder: TempDir::with_prefix("oxiflow-test-").expect("a folder") };
         project.write("oxiflow.yaml", configuration);
         project
     }
@@ -114,9 +100,7 @@ impl Project {
 
     /// A copy of an example of this repository.
     pub fn example(name: &str) -> Self {
-        let project = Self {
-            folder: TempDir::with_prefix("oxiflow-test-").expect("a folder"),
-        };
+        let project = Self { folder: TempDir::with_prefix("oxiflow-test-").expect("a folder") };
         let source = repository().join("docs/examples").join(name);
         let copied = Command::new("cp")
             .args(["-r", "--"])
@@ -164,11 +148,7 @@ impl Project {
 
     /// Runs the program to its end.
     pub fn run(&self, arguments: &[&str]) -> Ran {
-        Ran::from(
-            self.command(arguments)
-                .output()
-                .expect("the program starts"),
-        )
+        Ran::from(self.command(arguments).output().expect("the program starts"))
     }
 
     /// Runs the program to its end with this on its standard input.
@@ -181,9 +161,7 @@ impl Project {
             .spawn()
             .expect("the program starts");
         let mut stdin = child.stdin.take().expect("a pipe");
-        stdin
-            .write_all(input.as_bytes())
-            .expect("the program reads its input");
+        stdin.write_all(input.as_bytes()).expect("the program reads its input");
         drop(stdin);
         Ran::from(child.wait_with_output().expect("the program ends"))
     }
@@ -268,11 +246,7 @@ impl Ran {
     /// Fails the test unless the program ended with this code.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
-        assert_eq!(
-            self.code, code,
-            "stdout: {}\nstderr: {}",
-            self.stdout, self.stderr
-        );
+        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         self
     }
 }
@@ -298,9 +272,7 @@ impl Running {
 
     /// Sends it a signal, by number.
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill")
-            .args([signal, &self.pid().to_string()])
-            .status();
+        let sent = Command::new("kill").args([signal, &self.pid().to_string()]).status();
         assert!(sent.expect("kill starts").success());
     }
 
@@ -320,10 +292,7 @@ impl Running {
 
     /// Its exit code, if it has ended.
     pub fn ended(&mut self) -> Option<i32> {
-        self.0
-            .try_wait()
-            .expect("it can be waited for")
-            .map(|status| status.code().unwrap_or(-1))
+        self.0.try_wait().expect("it can be waited for").map(|status| status.code().unwrap_or(-1))
     }
 }
 
@@ -374,11 +343,9 @@ pub fn hide_changing(text: &str) -> String {
         .map(|(pattern, shown)| (Regex::new(pattern).expect("a pattern"), shown))
         .into()
     });
-    patterns
-        .iter()
-        .fold(text.to_owned(), |text, (pattern, shown)| {
-            pattern.replace_all(&text, *shown).into_owned()
-        })
+    patterns.iter().fold(text.to_owned(), |text, (pattern, shown)| {
+        pattern.replace_all(&text, *shown).into_owned()
+    })
 }
 
 /// Every file below a folder with its content, and every folder.
@@ -402,17 +369,12 @@ pub fn contents(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
 
 /// Process ids of all processes whose environment has this entry.
 pub fn processes_with(entry: &str) -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc")
-        .expect("/proc")
-        .filter_map(Result::ok);
+    let entries = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
     entries
         .filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok())
         .filter(|pid| {
-            std::fs::read(format!("/proc/{pid}/environ")).is_ok_and(|bytes| {
-                bytes
-                    .split(|byte| *byte == 0)
-                    .any(|e| e == entry.as_bytes())
-            })
+            std::fs::read(format!("/proc/{pid}/environ"))
+                .is_ok_and(|bytes| bytes.split(|byte| *byte == 0).any(|e| e == entry.as_bytes()))
         })
         .collect()
 }

@@ -13,11 +13,7 @@ use crate::kit::plugin_library;
 fn a_plugin_in_c_is_shown_as_what_it_says_it_is() {
     let bench = Bench::with_c(&[]);
     let ran = bench.inspect(&bench.library()).expect(0);
-    let size = ran
-        .stdout
-        .lines()
-        .find(|line| line.starts_with("Size"))
-        .unwrap();
+    let size = ran.stdout.lines().find(|line| line.starts_with("Size")).unwrap();
     let shown = bench.hide(&ran.stdout).replace(size, "Size [size]");
     assert_snapshot!(shown, @r#"
     File         [project]/plugins/liboxiflow_backend_tiny.so
@@ -51,15 +47,9 @@ fn a_pipeline_keeps_its_state_in_a_plugin_written_in_c() {
     assert_eq!(state["records_processed"], 3, "{state:#}");
     assert!(ran.stderr.contains("this is two"), "{}", ran.stderr);
     // What it logs reaches the host's log.
-    let logged = ran
-        .stderr
-        .lines()
-        .find(|line| line.contains("opened a list"));
+    let logged = ran.stderr.lines().find(|line| line.contains("opened a list"));
     let logged = logged.unwrap_or_else(|| panic!("{}", ran.stderr));
-    assert!(
-        logged.starts_with("INFO") && logged.contains("language=C"),
-        "{logged}"
-    );
+    assert!(logged.starts_with("INFO") && logged.contains("language=C"), "{logged}");
 }
 
 #[test]
@@ -70,29 +60,15 @@ fn a_plugin_in_c_reads_writes_lists_and_deletes() {
     let storage = plugin.open(&Map::new(), bench.project.path()).unwrap();
     let call = Call::unbounded();
     assert!(storage.get(&call, "a/1").unwrap().is_none());
-    let first = storage
-        .put(&call, "a/1", b"one", &Expected::Absent)
-        .unwrap();
+    let first = storage.put(&call, "a/1", b"one", &Expected::Absent).unwrap();
     for key in ["b", "a/3", "a/2"] {
-        storage
-            .put(&call, key, key.as_bytes(), &Expected::Any)
-            .unwrap();
+        storage.put(&call, key, key.as_bytes(), &Expected::Any).unwrap();
     }
     let entry = storage.get(&call, "a/1").unwrap().unwrap();
-    assert_eq!(
-        (entry.value.as_slice(), entry.version),
-        (&b"one"[..], first)
-    );
-    let second = storage
-        .put(&call, "a/1", b"", &Expected::Version(first))
-        .unwrap();
-    let conflict = storage
-        .put(&call, "a/1", b"x", &Expected::Version(first))
-        .unwrap_err();
-    assert_eq!(
-        (conflict.kind(), conflict.current()),
-        (ErrorKind::Conflict, Some(&second))
-    );
+    assert_eq!((entry.value.as_slice(), entry.version), (&b"one"[..], first));
+    let second = storage.put(&call, "a/1", b"", &Expected::Version(first)).unwrap();
+    let conflict = storage.put(&call, "a/1", b"x", &Expected::Version(first)).unwrap_err();
+    assert_eq!((conflict.kind(), conflict.current()), (ErrorKind::Conflict, Some(&second)));
 
     let keys = |after, limit| -> Vec<_> {
         let rows = storage.list(&call, "a/", after, limit).unwrap();
@@ -104,10 +80,7 @@ fn a_plugin_in_c_reads_writes_lists_and_deletes() {
 
     let delete = |expected| storage.delete(&call, "a/1", &expected);
     let conflict = delete(Expected::Version(first)).unwrap_err();
-    assert_eq!(
-        (conflict.kind(), conflict.current()),
-        (ErrorKind::Conflict, Some(&second))
-    );
+    assert_eq!((conflict.kind(), conflict.current()), (ErrorKind::Conflict, Some(&second)));
     assert!(delete(Expected::Version(second)).unwrap());
     assert!(!delete(Expected::Any).unwrap());
     assert_eq!(keys(None, 9), [row("a/2", 3), row("a/3", 3)]);
@@ -118,11 +91,7 @@ fn several_plugins_in_one_process_are_each_themselves() {
     let bench = Bench::empty();
     let memory = Plugin::load(&plugin_library("memory")).unwrap();
     let mut loaded = vec![("memory", memory)];
-    for (name, flag) in [
-        ("a", "-DNAME=\"a\""),
-        ("b", "-DNAME=\"b\""),
-        ("c", "-DNAME=\"c\""),
-    ] {
+    for (name, flag) in [("a", "-DNAME=\"a\""), ("b", "-DNAME=\"b\""), ("c", "-DNAME=\"c\"")] {
         compile(&bench.library_of(name), &[flag]);
         loaded.push((name, Plugin::load(&bench.library_of(name)).unwrap()));
     }

@@ -27,9 +27,8 @@ impl Bench {
 
     /// A project with this backend and these lines under `state`.
     pub fn of(backend: &str, more: &str) -> Self {
-        let project = Project::new(&format!(
-            "project: {{name: test}}\nstate:\n  backend: {backend}\n{more}"
-        ));
+        let project =
+            Project::new(&format!("project: {{name: test}}\nstate:\n  backend: {backend}\n{more}"));
         let bench = Self { project };
         make_folder(&bench.folder());
         bench
@@ -47,8 +46,7 @@ impl Bench {
 
     /// Where the library of a backend lies.
     pub fn library_of(&self, backend: &str) -> PathBuf {
-        self.folder()
-            .join(format!("liboxiflow_backend_{backend}.so"))
+        self.folder().join(format!("liboxiflow_backend_{backend}.so"))
     }
 
     /// The program with this project's plugins.

@@ -20,10 +20,7 @@ fn bench(panic_in: &str) -> Bench {
     let options = format!("  backend_config: {{panic_in: \"{panic_in}\"}}\n");
     let bench = Bench::of("panicking", &options);
     install_rust(&bench, "panicking");
-    bench.project.write(
-        "pipelines/p.yaml",
-        "pipeline: [{name: greet, run: \"echo hello\"}]\n",
-    );
+    bench.project.write("pipelines/p.yaml", "pipeline: [{name: greet, run: \"echo hello\"}]\n");
     bench
 }
 
@@ -41,7 +38,6 @@ fn a_panic_in_open_is_an_error_of_the_backend() {
     let told = told_of_panic(&bench, bench.run(&["state", "list"]));
     assert_snapshot!(without_log(&told), @r#"
     error: cannot open the `panicking` backend
-      caused by: the backend reports panic
       caused by: the backend panicked: the fixture panics in open
     "#);
 }
@@ -107,11 +103,7 @@ fn a_panic_when_closing_changes_nothing() {
     let ran = bench.run(&["run", "p", "-v"]).expect(0);
     assert!(ran.stdout.contains("hello"), "{}", ran.stdout);
     assert!(!ran.stderr.contains("panicked at"), "{}", ran.stderr);
-    assert!(
-        log_of_panic(&ran.stderr, "close").is_some(),
-        "{}",
-        ran.stderr
-    );
+    assert!(log_of_panic(&ran.stderr, "close").is_some(), "{}", ran.stderr);
 }
 
 #[test]
@@ -126,8 +118,7 @@ fn the_message_and_the_place_of_a_panic_are_in_the_log() {
 
 fn log_of_panic<'a>(log: &'a str, call: &str) -> Option<&'a str> {
     let message = format!("backend panicked: the fixture panics in {call}");
-    log.lines()
-        .find(|line| !line.trim_start().starts_with("caused by") && line.contains(&message))
+    log.lines().find(|line| !line.trim_start().starts_with("caused by") && line.contains(&message))
 }
 
 /// Opens the fixture in this process.
@@ -158,15 +149,9 @@ fn a_panic_in_one_call_leaves_the_others_working() {
                 if name == panic_in {
                     let error = error.unwrap();
                     let message = format!("the backend panicked: the fixture panics in {name}");
-                    assert_eq!(
-                        (error.kind(), error.message()),
-                        (ErrorKind::Panic, &*message)
-                    );
+                    assert_eq!((error.kind(), error.message()), (ErrorKind::Panic, &*message));
                 } else {
-                    assert!(
-                        error.is_none(),
-                        "{name} with a panic in {panic_in}: {error:?}"
-                    );
+                    assert!(error.is_none(), "{name} with a panic in {panic_in}: {error:?}");
                 }
             }
         }
@@ -223,10 +208,7 @@ mod abort {
         let output = Command::new(Path::new(env!("CARGO")).with_file_name("rustc"))
             .args(["--edition=2024", "--crate-type=lib", "--emit=metadata"])
             .args(["-L", &format!("dependency={dependencies}")])
-            .args([
-                "--extern",
-                &format!("oxiflow_plugin_api={}", library.display()),
-            ])
+            .args(["--extern", &format!("oxiflow_plugin_api={}", library.display())])
             .arg("--out-dir")
             .args([folder.path(), &source])
             .args(flags)
@@ -235,10 +217,7 @@ mod abort {
             .env("CARGO_PKG_DESCRIPTION", "")
             .output()
             .unwrap();
-        (
-            output.status.success(),
-            String::from_utf8_lossy(&output.stderr).into_owned(),
-        )
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     #[test]

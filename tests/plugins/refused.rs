@@ -61,11 +61,7 @@ fn a_program_that_looks_like_a_library_is_refused() {
 fn a_library_for_another_processor_is_refused() {
     let mut bytes = std::fs::read(plugin_library("memory")).unwrap();
     // The field `e_machine` of the ELF header; 243 is RISC-V, 62 x86-64.
-    bytes[18] = if cfg!(target_arch = "riscv64") {
-        62
-    } else {
-        243
-    };
+    bytes[18] = if cfg!(target_arch = "riscv64") { 62 } else { 243 };
     assert_snapshot!(refusal_of_bytes(&bytes), @r#"
     error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it is built for another kind of processor
     hint: install the plugin again, built for this machine
@@ -222,11 +218,7 @@ fn a_library_that_needs_a_library_nobody_has_is_refused() {
     let needed = bench.project.path().join("libneeded.so");
     let source = bench.project.path().join("needed.c");
     std::fs::write(&source, "int needed_function(void) { return 0; }\n").unwrap();
-    gcc(
-        &source,
-        &needed,
-        &["-shared", "-fPIC", "-Wl,-soname,libneeded.so"],
-    );
+    gcc(&source, &needed, &["-shared", "-fPIC", "-Wl,-soname,libneeded.so"]);
     let flags = ["-shared", "-fPIC", "-Wl,--no-as-needed"];
     gcc(&needed, &bench.library(), &flags);
     assert_snapshot!(bench.refusal(), @r#"

@@ -16,15 +16,13 @@ fn listed(ran: &Ran) -> Vec<Value> {
 #[test]
 fn the_projects_folders_come_first_then_the_environments_then_the_programs() {
     let ours = plugin_folder();
-    let bench = Bench::of("file", "plugins: {path: [configured]}\n");
+    let bench = Bench::of("file", "");
     let configured = bench.project.path().join("configured");
+    let more = format!("plugins: {{path: [\"{}\"]}}\n", configured.display());
+    bench.project.write("oxiflow.yaml", &(bench.project.read("oxiflow.yaml") + &more));
     make_folder(&configured);
     let name = "liboxiflow_backend_file.so";
-    let files = [
-        configured.join(name),
-        bench.library_of("file"),
-        ours.join(name),
-    ];
+    let files = [configured.join(name), bench.library_of("file"), ours.join(name)];
     for (file, version) in files.iter().zip(["1.configured", "1.environment"]) {
         compile(file, &["-DNAME=\"file\"", &text("VERSION", version)]);
     }
@@ -62,28 +60,13 @@ fn the_projects_folders_come_first_then_the_environments_then_the_programs() {
     std::fs::remove_file(&files[0]).unwrap();
     assert_eq!(
         rows(),
-        [
-            row(1, "in use", "1.environment", None),
-            row(2, "shadowed", real, Some(1)),
-        ]
+        [row(1, "in use", "1.environment", None), row(2, "shadowed", real, Some(1)),]
     );
     // What the list says is in use is what is used.
-    assert!(
-        bench
-            .run(&["state", "list"])
-            .expect(0)
-            .stderr
-            .contains("inside one process")
-    );
+    assert!(bench.run(&["state", "list"]).expect(0).stderr.contains("inside one process"));
     std::fs::remove_file(&files[1]).unwrap();
     assert_eq!(rows(), [row(2, "in use", real, None)]);
-    assert!(
-        !bench
-            .run(&["state", "list"])
-            .expect(0)
-            .stderr
-            .contains("inside one process")
-    );
+    assert!(!bench.run(&["state", "list"]).expect(0).stderr.contains("inside one process"));
 }
 
 #[test]
@@ -94,9 +77,7 @@ fn the_list_shows_which_file_is_used_and_which_are_shadowed() {
     let ours = plugin_folder().to_str().unwrap();
     let shown = bench.hide(&ran.stdout).replace(ours, "[program]");
     // How wide the columns are depends on what else was built beside the program.
-    let rows = shown
-        .lines()
-        .filter(|line| !line.contains("/") || line.starts_with("file "));
+    let rows = shown.lines().filter(|line| !line.contains("/") || line.starts_with("file "));
     let rows = rows.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" "));
     assert_snapshot!(rows.collect::<Vec<_>>().join("\n"), @r#"
     BACKEND STATUS VERSION ABI PROMISES FILE
@@ -112,11 +93,7 @@ fn a_plugin_in_the_working_directory_is_never_found() {
     let file = bench.project.path().join("liboxiflow_backend_here.so");
     compile(&file, &["-DNAME=\"here\"", &text("MARKER", &marker)]);
     let ran = bench.run(&["state", "list"]).expect(2);
-    assert!(
-        ran.stderr.contains("no plugin for the backend `here`"),
-        "{}",
-        ran.stderr
-    );
+    assert!(ran.stderr.contains("no plugin for the backend `here`"), "{}", ran.stderr);
     let rows = listed(&bench.run(&["plugin", "list", "--json"]).expect(0));
     assert!(rows.iter().all(|row| row["backend"] != "here"));
     assert!(!marker.exists());
@@ -188,11 +165,7 @@ fn the_list_has_the_refused_and_the_crashing_with_the_reason_in_one_document() {
     let expected = [
         ("crashing", "refused", "crashed the process that loaded it"),
         ("misnamed", "refused", "says that it is the backend `tiny`"),
-        (
-            "newer",
-            "refused",
-            "speaks ABI 2.0 and this oxide_flow speaks ABI 1.0",
-        ),
+        ("newer", "refused", "speaks ABI 2.0 and this oxide_flow speaks ABI 1.0"),
         ("open", "refused", "anyone may write to it"),
         ("quitting", "refused", "ended the process that loaded it"),
         ("tiny", "in use", ""),

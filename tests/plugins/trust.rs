@@ -38,10 +38,9 @@ impl Marked {
 
     #[track_caller]
     fn loads(&self) {
-        for arguments in [
-            &["state", "list"][..],
-            &["plugin", "inspect", self.file().to_str().unwrap()],
-        ] {
+        for arguments in
+            [&["state", "list"][..], &["plugin", "inspect", self.file().to_str().unwrap()]]
+        {
             self.bench.run(arguments).expect(0);
             std::fs::remove_file(&self.marker).expect("its constructor ran");
         }
@@ -233,8 +232,5 @@ fn a_file_swapped_between_check_and_use_is_never_loaded() {
         done.store(true, Ordering::Relaxed);
     });
     assert!(!marker.exists(), "the bad file's constructor ran");
-    assert!(
-        loaded > 0 && refused > 0,
-        "{loaded} loaded, {refused} refused"
-    );
+    assert!(loaded > 0 && refused > 0, "{loaded} loaded, {refused} refused");
 }

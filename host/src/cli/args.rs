@@ -9,12 +9,7 @@ use crate::model::PipelineName;
 
 /// Durable state for data pipelines: checkpoints, leases, recovery.
 #[derive(Debug, Parser)]
-#[command(
-    name = "oxide_flow",
-    version,
-    arg_required_else_help = true,
-    max_term_width = 100
-)]
+#[command(name = "oxide_flow", version, arg_required_else_help = true, max_term_width = 100)]
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) global: Global,
@@ -31,13 +26,7 @@ pub(super) struct Global {
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
     /// The form of log lines
-    #[arg(
-        long,
-        global = true,
-        value_enum,
-        default_value_t,
-        env = "OXIFLOW_LOG_FORMAT"
-    )]
+    #[arg(long, global = true, value_enum, default_value_t, env = "OXIFLOW_LOG_FORMAT")]
     pub(super) log_format: LogFormat,
 }
 

@@ -49,10 +49,7 @@ pub(super) fn run(args: &InitArgs, ui: &Ui) -> Result<ExitCode> {
         ("pipelines/pipeline.yaml", PIPELINE.to_owned()),
         (".gitignore", ".oxiflow/\noutput/\n".to_owned()),
     ];
-    let existing = files[..2]
-        .iter()
-        .map(|(path, _)| folder.join(path))
-        .find(|path| path.exists());
+    let existing = files[..2].iter().map(|(path, _)| folder.join(path)).find(|path| path.exists());
     if let Some(path) = existing {
         let message = format!("{} exists already; nothing was changed", path.display());
         return Err(Error::new(ErrorKind::Usage, message));
@@ -65,11 +62,8 @@ pub(super) fn run(args: &InitArgs, ui: &Ui) -> Result<ExitCode> {
             ui.aside(&format!("made {}", path.display()));
         }
     }
-    let inside = if folder == Path::new(".") {
-        ""
-    } else {
-        &format!("cd {} && ", folder.display())
-    };
+    let inside =
+        if folder == Path::new(".") { "" } else { &format!("cd {} && ", folder.display()) };
     ui.aside(&format!("next: `{inside}oxide_flow run`"));
     Ok(ExitCode::SUCCESS)
 }
@@ -78,11 +72,7 @@ fn folder_name(folder: &Path) -> Result<String> {
     let absolute = std::path::absolute(folder).map_err(|error| {
         Error::new(ErrorKind::Io, "cannot tell the working directory").because(error)
     })?;
-    Ok(absolute
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned())
+    Ok(absolute.file_name().unwrap_or_default().to_string_lossy().into_owned())
 }
 
 fn project_file(name: &str) -> String {
@@ -121,9 +111,9 @@ fn create_folder(path: &Path) -> Result<()> {
 }
 
 fn write_new(path: &Path, text: &str) -> Result<()> {
-    std::fs::File::create_new(path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
-        .map_err(|error| {
+    std::fs::File::create_new(path).and_then(|mut file| file.write_all(text.as_bytes())).map_err(
+        |error| {
             Error::new(ErrorKind::Io, format!("cannot write {}", path.display())).because(error)
-        })
+        },
+    )
 }

@@ -28,9 +28,7 @@ pub(super) fn start(global: &Global) {
         .filter(|filter| !filter.is_empty())
         .and_then(|filter| EnvFilter::try_new(filter).ok())
         .unwrap_or_else(|| EnvFilter::new(level));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match global.log_format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => {
@@ -39,10 +37,7 @@ pub(super) fn start(global: &Global) {
                 "message" => write!(writer, "{value:?}"),
                 name => write!(writer, "{name}={value:?}"),
             });
-            builder
-                .fmt_fields(fields.delimited(" "))
-                .event_format(ManualForm)
-                .init();
+            builder.fmt_fields(fields.delimited(" ")).event_format(ManualForm).init();
         }
     }
 }
@@ -62,15 +57,8 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         let metadata = event.metadata();
-        write!(
-            writer,
-            "{:<5} [{}] ",
-            metadata.level().as_str(),
-            metadata.target()
-        )?;
-        context
-            .field_format()
-            .format_fields(writer.by_ref(), event)?;
+        write!(writer, "{:<5} [{}] ", metadata.level().as_str(), metadata.target())?;
+        context.field_format().format_fields(writer.by_ref(), event)?;
         writeln!(writer)
     }
 }

@@ -99,10 +99,7 @@ fn open_app(global: &Global, ui: &Ui) -> Result<App> {
 /// Who gives a command: user and host.
 fn whoami() -> String {
     let user = env("USER").unwrap_or_else(|| rustix::process::geteuid().as_raw().to_string());
-    format!(
-        "{user}@{}",
-        rustix::system::uname().nodename().to_string_lossy()
-    )
+    format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
 }
 
 fn read_file(path: &Path) -> Result<String> {

@@ -33,21 +33,12 @@ pub(super) struct RunView {
 
 impl RunView {
     pub(super) fn new(pipeline: &Pipeline, args: &RunArgs) -> Self {
-        let bar = if draws_progress() {
-            ProgressBar::new_spinner()
-        } else {
-            ProgressBar::hidden()
-        };
+        let bar = if draws_progress() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         Self {
             ui: Ui::new(),
             pipeline: pipeline.name.clone(),
             steps: pipeline.steps.iter().map(|step| step.id.clone()).collect(),
-            mark_width: pipeline
-                .steps
-                .iter()
-                .map(|step| step.name.len())
-                .max()
-                .unwrap_or_default(),
+            mark_width: pipeline.steps.iter().map(|step| step.name.len()).max().unwrap_or_default(),
             quiet: args.quiet,
             json: args.json,
             bar,
@@ -72,8 +63,7 @@ impl RunView {
         let name = &self.pipeline;
         if !outcome.passed_over.is_empty() {
             let steps = outcome.passed_over.join(", ");
-            self.ui
-                .warning(&format!("steps that failed and were passed over: {steps}"));
+            self.ui.warning(&format!("steps that failed and were passed over: {steps}"));
         }
         let records = records(state.records_processed, state.records_failed);
         match &outcome.stopped {
@@ -81,16 +71,11 @@ impl RunView {
                 let took = (state.finished_at.unwrap_or(state.last_heartbeat) - state.started_at)
                     .num_milliseconds() as f64
                     / 1000.0;
-                self.ui
-                    .aside(&format!("{name}: completed in {took:.1}s, {records}"));
+                self.ui.aside(&format!("{name}: completed in {took:.1}s, {records}"));
             }
             Some(cause) => {
-                self.ui.aside(&format!(
-                    "{name}: stopped by {}, {records}",
-                    describe(cause)
-                ));
-                self.ui
-                    .aside(&format!("resume with `oxide_flow run {name}`"));
+                self.ui.aside(&format!("{name}: stopped by {}, {records}", describe(cause)));
+                self.ui.aside(&format!("resume with `oxide_flow run {name}`"));
             }
         }
     }
@@ -115,12 +100,10 @@ impl RunView {
         if let Some(total) = step.records_total {
             if self.bar.length() != Some(total) {
                 self.bar.set_length(total);
-                self.bar
-                    .set_style(style("{msg} [{bar:30}] {human_pos}/{human_len} {eta}"));
+                self.bar.set_style(style("{msg} [{bar:30}] {human_pos}/{human_len} {eta}"));
             }
         } else {
-            self.bar
-                .set_style(style("{msg} {spinner} {human_pos} records {elapsed}"));
+            self.bar.set_style(style("{msg} {spinner} {human_pos} records {elapsed}"));
         }
         self.bar.set_position(done);
         if self.bar.is_hidden() {
@@ -130,25 +113,17 @@ impl RunView {
 
     /// A line of progress now and then, for logs.
     fn tell(&self, step: &StepState, state: &PipelineState, done: u64) {
-        let mut told = self
-            .told
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if told.elapsed() < PLAIN_INTERVAL {
             return;
         }
         *told = Instant::now();
-        let of = step
-            .records_total
-            .map(|total| format!(" of {}", count(total)));
+        let of = step.records_total.map(|total| format!(" of {}", count(total)));
         let until = state
             .estimated_completion
             .map(|at| format!(", until about {}", at.format("%H:%M:%S UTC")));
-        let (name, of, until) = (
-            &step.step_name,
-            of.unwrap_or_default(),
-            until.unwrap_or_default(),
-        );
+        let (name, of, until) =
+            (&step.step_name, of.unwrap_or_default(), until.unwrap_or_default());
         self.ui.aside(&format!(
             "{}: {name}: {}{of}{until}",
             self.pipeline,
@@ -169,11 +144,8 @@ impl RunObserver for RunView {
                 lease.holder.worker_id, lease.holder.pid, lease.holder.host
             )),
             RunEvent::TookOver(takeover, left) => {
-                let why = if takeover.process_is_dead {
-                    "is gone"
-                } else {
-                    "has not renewed its lease"
-                };
+                let why =
+                    if takeover.process_is_dead { "is gone" } else { "has not renewed its lease" };
                 let holder = &takeover.previous.holder;
                 let left = match left {
                     0 => String::new(),
@@ -203,26 +175,16 @@ impl RunObserver for RunView {
                 self.say(&format!("{pipeline}: {} was done before", step.name));
             }
             RunEvent::StepStarted(step, state, attempt) => {
-                let place = self
-                    .steps
-                    .iter()
-                    .position(|id| *id == step.id)
-                    .unwrap_or_default()
-                    + 1;
+                let place = self.steps.iter().position(|id| *id == step.id).unwrap_or_default() + 1;
                 let total = self.steps.len();
                 let from = match state.last_processed_id.as_str() {
                     "" => String::new(),
                     cursor => format!(" after {cursor}"),
                 };
-                let again = if attempt > 1 {
-                    format!(", attempt {attempt}")
-                } else {
-                    String::new()
-                };
+                let again =
+                    if attempt > 1 { format!(", attempt {attempt}") } else { String::new() };
                 let name = &step.name;
-                self.say(&format!(
-                    "{pipeline}: {name} ({place} of {total}) starts{from}{again}"
-                ));
+                self.say(&format!("{pipeline}: {name} ({place} of {total}) starts{from}{again}"));
                 self.bar.set_message(step.name.clone());
                 self.bar.reset();
             }
@@ -244,16 +206,11 @@ impl RunObserver for RunView {
                     Some(pause) => format!("; trying again in {}", seconds(pause.as_secs())),
                     None => String::new(),
                 };
-                self.say(&format!(
-                    "{pipeline}: {} failed: {message}{next}",
-                    step.name
-                ));
+                self.say(&format!("{pipeline}: {} failed: {message}{next}", step.name));
             }
             RunEvent::Stopping(cause) => {
                 let cause = describe(cause);
-                self.say(&format!(
-                    "{pipeline}: stopping by {cause}; again to stop at once"
-                ));
+                self.say(&format!("{pipeline}: stopping by {cause}; again to stop at once"));
             }
             RunEvent::Warning(text) => self.bar.suspend(|| self.ui.warning(text)),
         }
@@ -270,11 +227,7 @@ fn describe(cause: &StopCause) -> String {
 fn records(processed: u64, failed: u64) -> String {
     match failed {
         0 => number_of(processed, "record"),
-        failed => format!(
-            "{}, {} failed",
-            number_of(processed, "record"),
-            count(failed)
-        ),
+        failed => format!("{}, {} failed", number_of(processed, "record"), count(failed)),
     }
 }
 

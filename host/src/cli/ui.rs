@@ -25,10 +25,7 @@ impl Ui {
     }
 
     /// A line of data.
-    #[expect(
-        clippy::unused_self,
-        reason = "printing goes through a value that commands are given"
-    )]
+    #[expect(clippy::unused_self, reason = "printing goes through a value that commands are given")]
     pub(super) fn line(&self, text: &str) {
         let written = writeln!(anstream::stdout().lock(), "{text}");
         end_if_closed(written);
@@ -36,10 +33,7 @@ impl Ui {
 
     /// A line that somebody else wrote and that is only passed on. When nobody reads it, the work
     /// that writes it goes on all the same.
-    #[expect(
-        clippy::unused_self,
-        reason = "printing goes through a value that commands are given"
-    )]
+    #[expect(clippy::unused_self, reason = "printing goes through a value that commands are given")]
     pub(super) fn pass_on(&self, text: &str) {
         match writeln!(anstream::stdout().lock(), "{text}") {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
@@ -48,15 +42,10 @@ impl Ui {
     }
 
     /// A document of data, as it is.
-    #[expect(
-        clippy::unused_self,
-        reason = "printing goes through a value that commands are given"
-    )]
+    #[expect(clippy::unused_self, reason = "printing goes through a value that commands are given")]
     pub(super) fn raw(&self, text: &str) {
         let mut stdout = std::io::stdout().lock();
-        let written = stdout
-            .write_all(text.as_bytes())
-            .and_then(|()| stdout.flush());
+        let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
         end_if_closed(written);
     }
 
@@ -89,11 +78,7 @@ impl Ui {
 
     /// Pairs of a name and a value, one a line.
     pub(super) fn pairs(&self, pairs: &[(&str, String)]) {
-        let width = pairs
-            .iter()
-            .map(|(name, _)| name.len())
-            .max()
-            .unwrap_or_default();
+        let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
         for (name, value) in pairs {
             self.line(&format!("{name:width$}  {value}"));
         }
@@ -110,10 +95,7 @@ impl Ui {
     }
 
     /// A message that is no data.
-    #[expect(
-        clippy::unused_self,
-        reason = "printing goes through a value that commands are given"
-    )]
+    #[expect(clippy::unused_self, reason = "printing goes through a value that commands are given")]
     pub(super) fn aside(&self, text: &str) {
         // When standard error is closed there is nowhere left to say so.
         writeln!(anstream::stderr().lock(), "{text}").unwrap_or_default();
@@ -156,11 +138,8 @@ fn end_if_closed(written: std::io::Result<()>) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => {
-            writeln!(
-                std::io::stderr(),
-                "error: cannot write to standard output: {error}"
-            )
-            .unwrap_or_default();
+            writeln!(std::io::stderr(), "error: cannot write to standard output: {error}")
+                .unwrap_or_default();
             std::process::exit(i32::from(super::exit::FAILED));
         }
     }
@@ -171,10 +150,7 @@ pub(super) fn time(time: DateTime<Utc>, now: DateTime<Utc>) -> String {
     let shown = time.format("%Y-%m-%d %H:%M:%S UTC");
     match (now - time).to_std() {
         Ok(ago) => format!("{shown} ({} ago)", seconds(ago.as_secs())),
-        Err(_) => format!(
-            "{shown} (in {})",
-            seconds((time - now).num_seconds().unsigned_abs())
-        ),
+        Err(_) => format!("{shown} (in {})", seconds((time - now).num_seconds().unsigned_abs())),
     }
 }
 
@@ -209,10 +185,7 @@ mod tests {
 
     #[test]
     fn numbers_and_times_read_well() {
-        assert_eq!(
-            [count(7), count(1000), count(1_234_567)],
-            ["7", "1,000", "1,234,567"]
-        );
+        assert_eq!([count(7), count(1000), count(1_234_567)], ["7", "1,000", "1,234,567"]);
         assert_eq!(number_of(1, "record"), "1 record");
         assert_eq!(number_of(1000, "record"), "1,000 records");
         assert_eq!(seconds(3725), "1h 2m");

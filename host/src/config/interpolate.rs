@@ -112,9 +112,7 @@ fn value_of(reference: &str, env: &Env<'_>) -> Result<String, Problem> {
 fn is_variable_name(name: &str) -> bool {
     !name.starts_with(|first: char| first.is_ascii_digit())
         && !name.is_empty()
-        && name
-            .chars()
-            .all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
+        && name.chars().all(|letter| letter.is_ascii_alphanumeric() || letter == '_')
 }
 
 /// The boolean or number that `text` spells, in its one canonical spelling only: `007` and `1e3`
@@ -149,19 +147,13 @@ mod tests {
 
     #[test]
     fn a_default_is_used_for_unset_and_for_empty() {
-        assert_eq!(
-            expanded("${NONE:-x}${EMPTY:-y}${NAME:-z}").unwrap(),
-            "xyvalue"
-        );
+        assert_eq!(expanded("${NONE:-x}${EMPTY:-y}${NAME:-z}").unwrap(), "xyvalue");
         assert_eq!(expanded("${NONE:-}${EMPTY}").unwrap(), "");
     }
 
     #[test]
     fn a_doubled_dollar_escapes_only_before_a_brace() {
-        assert_eq!(
-            expanded("$${NAME} $$ $NAME $").unwrap(),
-            "${NAME} $$ $NAME $"
-        );
+        assert_eq!(expanded("$${NAME} $$ $NAME $").unwrap(), "${NAME} $$ $NAME $");
     }
 
     #[test]
@@ -170,10 +162,7 @@ mod tests {
         assert_eq!(expanded("${NAME"), Err(Problem::Unclosed));
         assert_eq!(expanded("${1A}"), Err(Problem::BadReference("1A".into())));
         assert_eq!(expanded("${}"), Err(Problem::BadReference(String::new())));
-        assert_eq!(
-            expanded("${A:-${B}}"),
-            Err(Problem::BadReference("A:-${B".into()))
-        );
+        assert_eq!(expanded("${A:-${B}}"), Err(Problem::BadReference("A:-${B".into())));
     }
 
     #[test]

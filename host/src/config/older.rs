@@ -8,28 +8,18 @@ use std::path::Path;
 use super::error::{ConfigError, Mark};
 use super::yaml::{Entry, Node, Value};
 
-const INTERVALS: &[&str] = &[
-    "heartbeat_interval",
-    "checkpoint_interval",
-    "cleanup_interval",
-];
+const INTERVALS: &[&str] = &["heartbeat_interval", "checkpoint_interval", "cleanup_interval"];
 const FILE_OPTION_NAMES: &[(&str, &str)] = &[("base_path", "state_dir")];
 
 /// The error for a file with a `state_manager:` section; `state` is its newer section, if it has one as well.
 pub(super) fn refuse(shown: &Path, section: &Entry, state: Option<Mark>) -> ConfigError {
     let hint = match state {
-        Some(at) => format!(
-            "remove it: the `state:` section on line {} is read",
-            at.line
-        ),
+        Some(at) => format!("remove it: the `state:` section on line {} is read", at.line),
         None => format!("write this in its place:\n\n{}", translate(&section.node)),
     };
-    ConfigError::new(
-        shown,
-        "`state_manager:` is an older section, today it is `state:`",
-    )
-    .at(section.key_at)
-    .with_hint(hint)
+    ConfigError::new(shown, "`state_manager:` is an older section, today it is `state:`")
+        .at(section.key_at)
+        .with_hint(hint)
 }
 
 /// The same settings as a `state:` section.

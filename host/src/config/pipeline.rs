@@ -15,14 +15,7 @@ use super::yaml::{Node, Value};
 use super::{Config, Env, interpolate, yaml};
 
 const KEYS: &[&str] = &["pipeline", "metadata", "environment"];
-const METADATA_KEYS: &[&str] = &[
-    "name",
-    "description",
-    "version",
-    "author",
-    "category",
-    "tags",
-];
+const METADATA_KEYS: &[&str] = &["name", "description", "version", "author", "category", "tags"];
 const EXTENSIONS: &[&str] = &["yaml", "yml"];
 
 /// The pipeline that `run` takes when there are several and none is named.
@@ -81,12 +74,7 @@ pub fn load_pipeline(config: &Config, name: &str, env: &Env<'_>) -> Result<Pipel
     let shown = config.shown(&path);
     let root = yaml::read(&path, &shown)?;
     let (metadata, steps) = read(&shown, &root, env)?;
-    Ok(Pipeline {
-        name: name.to_owned(),
-        path,
-        metadata,
-        steps,
-    })
+    Ok(Pipeline { name: name.to_owned(), path, metadata, steps })
 }
 
 /// All pipelines of the project, by name. A pipeline folder that does not exist has none.
@@ -97,11 +85,8 @@ pub fn load_pipeline(config: &Config, name: &str, env: &Env<'_>) -> Result<Pipel
 pub fn list_pipelines(config: &Config) -> Result<Vec<PipelineFile>, ConfigError> {
     let directory = &config.settings.pipeline_dir;
     let cannot_list = |source| {
-        ConfigError::new(
-            &config.shown(directory),
-            "cannot list the pipelines in this folder",
-        )
-        .with_source(source)
+        ConfigError::new(&config.shown(directory), "cannot list the pipelines in this folder")
+            .with_source(source)
     };
     let listing = match fs::read_dir(directory) {
         Ok(listing) => listing,
@@ -118,10 +103,7 @@ pub fn list_pipelines(config: &Config) -> Result<Vec<PipelineFile>, ConfigError>
             found.insert(name, path);
         }
     }
-    Ok(found
-        .into_iter()
-        .map(|(name, path)| PipelineFile { name, path })
-        .collect())
+    Ok(found.into_iter().map(|(name, path)| PipelineFile { name, path }).collect())
 }
 
 /// The pipeline that is meant when none is named: the only one, or else the one called `pipeline`.
@@ -139,25 +121,16 @@ pub fn default_pipeline(config: &Config) -> Result<String, ConfigError> {
             if several.is_empty() {
                 return Err(no_pipelines(&shown, DEFAULT_NAME));
             }
-            Err(
-                ConfigError::new(&shown, "several pipelines, and none of them named")
-                    .with_hint(format!("name one of: {}", several.join(", "))),
-            )
+            Err(ConfigError::new(&shown, "several pipelines, and none of them named")
+                .with_hint(format!("name one of: {}", several.join(", "))))
         }
     }
 }
 
 fn find(directory: &Path, name: &str) -> Option<PathBuf> {
-    let beside = EXTENSIONS
-        .iter()
-        .map(|extension| format!("{name}.{extension}"));
-    let inside = EXTENSIONS
-        .iter()
-        .map(|extension| format!("{name}/pipeline.{extension}"));
-    beside
-        .chain(inside)
-        .map(|candidate| directory.join(candidate))
-        .find(|path| path.is_file())
+    let beside = EXTENSIONS.iter().map(|extension| format!("{name}.{extension}"));
+    let inside = EXTENSIONS.iter().map(|extension| format!("{name}/pipeline.{extension}"));
+    beside.chain(inside).map(|candidate| directory.join(candidate)).find(|path| path.is_file())
 }
 
 /// The name of the pipeline that an entry of the pipeline folder may hold.
@@ -166,20 +139,13 @@ fn name_of(path: &Path) -> Option<String> {
         path.file_name()?
     } else {
         let extension = path.extension()?.to_str()?;
-        EXTENSIONS
-            .contains(&extension)
-            .then(|| path.file_stem())??
+        EXTENSIONS.contains(&extension).then(|| path.file_stem())??
     };
-    name.to_str()
-        .filter(|name| !name.starts_with('.'))
-        .map(str::to_owned)
+    name.to_str().filter(|name| !name.starts_with('.')).map(str::to_owned)
 }
 
 fn names(config: &Config) -> Result<Vec<String>, ConfigError> {
-    Ok(list_pipelines(config)?
-        .into_iter()
-        .map(|file| file.name)
-        .collect())
+    Ok(list_pipelines(config)?.into_iter().map(|file| file.name).collect())
 }
 
 /// The error for a pipeline that is missing, or the one met on looking for others.
@@ -208,9 +174,7 @@ fn read(shown: &Path, root: &Node, env: &Env<'_>) -> Result<(Metadata, Vec<Step>
     let list = match file.get("pipeline").map(|node| (node, &node.value)) {
         Some((_, Value::List(list))) if !list.is_empty() => list,
         Some((node, Value::List(_))) => {
-            return Err(file
-                .error(node.at, "the pipeline has no steps")
-                .with_hint(step::EXAMPLE));
+            return Err(file.error(node.at, "the pipeline has no steps").with_hint(step::EXAMPLE));
         }
         Some((node, _)) => {
             let message = format!("`pipeline` is {}, expected a list of steps", node.found());
@@ -231,10 +195,7 @@ fn read(shown: &Path, root: &Node, env: &Env<'_>) -> Result<(Metadata, Vec<Step>
     interpolate::resolve(&mut root, shown, env)?;
     let file = Section::open(shown, "the file", &root, KEYS)?;
     let shared = file.environment("environment")?;
-    let steps = steps
-        .into_iter()
-        .map(|step| step.with_defaults(&shared))
-        .collect();
+    let steps = steps.into_iter().map(|step| step.with_defaults(&shared)).collect();
     let metadata = match file.get("metadata") {
         Some(node) => read_metadata(shown, node)?,
         None => Metadata::default(),
@@ -252,10 +213,6 @@ fn read_metadata(shown: &Path, node: &Node) -> Result<Metadata, ConfigError> {
         version: text("version")?,
         author: text("author")?,
         category: text("category")?,
-        tags: metadata
-            .texts("tags")?
-            .into_iter()
-            .map(str::to_owned)
-            .collect(),
+        tags: metadata.texts("tags")?.into_iter().map(str::to_owned).collect(),
     })
 }

@@ -15,14 +15,7 @@ use super::{Config, Env, ProjectLocation, interpolate, older, yaml};
 /// The name of the project file.
 pub const PROJECT_FILE: &str = "oxiflow.yaml";
 
-const SECTIONS: &[&str] = &[
-    "project",
-    "settings",
-    "environment",
-    "oxis",
-    "plugins",
-    "state",
-];
+const SECTIONS: &[&str] = &["project", "settings", "environment", "oxis", "plugins", "state"];
 
 /// Where people misplace things, and where they belong.
 const MISPLACED: &[(&str, &str)] = &[
@@ -31,20 +24,11 @@ const MISPLACED: &[(&str, &str)] = &[
     ("description", "it belongs under `project:`"),
     ("pipeline_dir", "it belongs under `settings:`"),
     ("output_dir", "it belongs under `settings:`"),
-    (
-        "pipeline",
-        "a pipeline is a file of its own, `pipelines/<name>.yaml`",
-    ),
-    (
-        "pipelines",
-        "a pipeline is a file of its own, `pipelines/<name>.yaml`",
-    ),
+    ("pipeline", "a pipeline is a file of its own, `pipelines/<name>.yaml`"),
+    ("pipelines", "a pipeline is a file of its own, `pipelines/<name>.yaml`"),
     ("backend", "it belongs under `state:`"),
     ("backend_config", "it belongs under `state:`"),
-    (
-        "environments",
-        "there is one set of settings; vary values with `${NAME:-default}`",
-    ),
+    ("environments", "there is one set of settings; vary values with `${NAME:-default}`"),
 ];
 
 /// What the project says about itself.
@@ -71,11 +55,7 @@ pub struct Settings {
 
 impl Settings {
     pub(super) fn defaults(project_dir: &Path) -> Self {
-        Self {
-            pipeline_dir: project_dir.join("pipelines"),
-            output_dir: None,
-            oxis_dir: None,
-        }
+        Self { pipeline_dir: project_dir.join("pipelines"), output_dir: None, oxis_dir: None }
     }
 }
 
@@ -113,10 +93,7 @@ fn search(directory: &Path) -> Result<Place, ConfigError> {
             });
         }
     }
-    Err(not_found(
-        directory,
-        "no oxiflow.yaml here or in a folder above",
-    ))
+    Err(not_found(directory, "no oxiflow.yaml here or in a folder above"))
 }
 
 fn explicit(path: &Path) -> Result<Place, ConfigError> {
@@ -125,36 +102,21 @@ fn explicit(path: &Path) -> Result<Place, ConfigError> {
     let path = absolute(path)?;
     if path.is_file() {
         let project_dir = path.parent().unwrap_or(Path::new("/")).to_path_buf();
-        return Ok(Place {
-            project_dir,
-            file: Some(path),
-            shown_from,
-        });
+        return Ok(Place { project_dir, file: Some(path), shown_from });
     }
     if !path.is_dir() {
         return Err(not_found(path_given, "no such folder or file"));
     }
     let file = path.join(PROJECT_FILE);
     if file.is_file() {
-        return Ok(Place {
-            project_dir: path,
-            file: Some(file),
-            shown_from,
-        });
+        return Ok(Place { project_dir: path, file: Some(file), shown_from });
     }
     // A folder of pipelines needs no oxiflow.yaml, but any other folder is more likely a typing
     // error, and state must not appear in it.
     if path.join("pipelines").is_dir() {
-        return Ok(Place {
-            project_dir: path,
-            file: None,
-            shown_from,
-        });
+        return Ok(Place { project_dir: path, file: None, shown_from });
     }
-    Err(not_found(
-        path_given,
-        "no oxiflow.yaml and no `pipelines` in this folder",
-    ))
+    Err(not_found(path_given, "no oxiflow.yaml and no `pipelines` in this folder"))
 }
 
 fn not_found(path: &Path, message: &str) -> ConfigError {
@@ -163,11 +125,9 @@ fn not_found(path: &Path, message: &str) -> ConfigError {
 }
 
 fn absolute(path: &Path) -> Result<PathBuf, ConfigError> {
-    std::path::absolute(path)
-        .map(|path| tidy(&path))
-        .map_err(|source: io::Error| {
-            ConfigError::new(path, "cannot resolve this path").with_source(source)
-        })
+    std::path::absolute(path).map(|path| tidy(&path)).map_err(|source: io::Error| {
+        ConfigError::new(path, "cannot resolve this path").with_source(source)
+    })
 }
 
 /// Reads the file of `config` into it.
@@ -194,14 +154,12 @@ pub(super) fn read_into(
         match entry.key.as_str() {
             "project" => config.project = read_project(&shown, node)?,
             "settings" => config.settings = read_settings(&shown, node, &config.project_dir)?,
-            "plugins" => config.plugins = read_plugins(&shown, node, &config.project_dir)?,
+            "plugins" => config.plugins = read_plugins(&shown, node)?,
             "environment" => {
                 config.environment = section::environment(&shown, "environment", node)?;
             }
             "state" => read_state = Some(state::read(&shown, node, env)?),
-            _ => config
-                .notes
-                .push("`oxis:` is accepted and not used: steps are commands".into()),
+            _ => config.notes.push("`oxis:` is accepted and not used: steps are commands".into()),
         }
     }
     config.adopt_state(read_state.unwrap_or_else(|| state::defaults(env)));
@@ -212,16 +170,9 @@ fn check_sections(shown: &Path, root: &Node) -> Result<(), ConfigError> {
     let entries = section::entries(shown, "the file", root)?;
     let find = |key: &str| entries.iter().find(|entry| entry.key == key);
     if let Some(older) = find("state_manager") {
-        return Err(older::refuse(
-            shown,
-            older,
-            find("state").map(|entry| entry.key_at),
-        ));
+        return Err(older::refuse(shown, older, find("state").map(|entry| entry.key_at)));
     }
-    match entries
-        .iter()
-        .find(|entry| !SECTIONS.contains(&entry.key.as_str()))
-    {
+    match entries.iter().find(|entry| !SECTIONS.contains(&entry.key.as_str())) {
         Some(Entry { key, key_at, .. }) => Err(unknown_section(shown, key, *key_at)),
         None => Ok(()),
     }
@@ -231,22 +182,12 @@ fn unknown_section(shown: &Path, key: &str, at: Mark) -> ConfigError {
     let hint = MISPLACED
         .iter()
         .find(|(misplaced, _)| *misplaced == key)
-        .map_or_else(
-            || suggestion(key, SECTIONS),
-            |(_, place)| (*place).to_owned(),
-        );
-    ConfigError::new(shown, format!("unknown section `{key}`"))
-        .at(at)
-        .with_hint(hint)
+        .map_or_else(|| suggestion(key, SECTIONS), |(_, place)| (*place).to_owned());
+    ConfigError::new(shown, format!("unknown section `{key}`")).at(at).with_hint(hint)
 }
 
 fn read_project(shown: &Path, node: &Node) -> Result<ProjectSection, ConfigError> {
-    let project = Section::open(
-        shown,
-        "`project`",
-        node,
-        &["name", "version", "description"],
-    )?;
+    let project = Section::open(shown, "`project`", node, &["name", "version", "description"])?;
     Ok(ProjectSection {
         name: project.text("name")?.map(str::to_owned),
         version: project.text("version")?.map(str::to_owned),
@@ -258,9 +199,7 @@ fn read_settings(shown: &Path, node: &Node, project_dir: &Path) -> Result<Settin
     let keys = ["pipeline_dir", "output_dir", "oxis_dir"];
     let settings = Section::open(shown, "`settings`", node, &keys)?;
     let folder = |key| -> Result<Option<PathBuf>, ConfigError> {
-        Ok(settings
-            .nonempty_text(key)?
-            .map(|path| within(project_dir, path)))
+        Ok(settings.nonempty_text(key)?.map(|path| within(project_dir, path)))
     };
     let defaults = Settings::defaults(project_dir);
     Ok(Settings {
@@ -270,19 +209,20 @@ fn read_settings(shown: &Path, node: &Node, project_dir: &Path) -> Result<Settin
     })
 }
 
-fn read_plugins(
-    shown: &Path,
-    node: &Node,
-    project_dir: &Path,
-) -> Result<PluginsSection, ConfigError> {
+fn read_plugins(shown: &Path, node: &Node) -> Result<PluginsSection, ConfigError> {
     let plugins = Section::open(shown, "`plugins`", node, &["path"])?;
     let path = plugins.nonempty_texts("path")?;
-    Ok(PluginsSection {
-        path: path
-            .into_iter()
-            .map(|path| within(project_dir, path))
-            .collect(),
-    })
+    // A checkout of somebody else's project must not choose the code that looks at its state.
+    if let Some(relative) = path.iter().find(|path| !Path::new(path).is_absolute()) {
+        let at = plugins.get("path").map_or(node.at, |node| node.at);
+        let message = format!("`{relative}` is no absolute folder");
+        return Err(plugins.error(at, message).with_hint(
+            "plugins are code, so they are never loaded from where a project happens to be; \
+             write the whole path, such as /opt/oxiflow/backends",
+        ));
+    }
+    let path = path.into_iter().map(|path| tidy(Path::new(path))).collect();
+    Ok(PluginsSection { path })
 }
 
 fn within(project_dir: &Path, path: &str) -> PathBuf {

@@ -27,10 +27,7 @@ impl<'a> Section<'a> {
         keys: &[&str],
     ) -> Result<Self, ConfigError> {
         let entries = entries(shown, name, node)?;
-        match entries
-            .iter()
-            .find(|entry| !keys.contains(&entry.key.as_str()))
-        {
+        match entries.iter().find(|entry| !keys.contains(&entry.key.as_str())) {
             Some(unknown) => Err(unknown_key(shown, unknown, keys)),
             None => Ok(Self { shown, entries }),
         }
@@ -44,9 +41,7 @@ impl<'a> Section<'a> {
 
     /// A text; numbers and booleans count as their spelling.
     pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, ConfigError> {
-        self.get(key)
-            .map(|node| text(self.shown, key, node))
-            .transpose()
+        self.get(key).map(|node| text(self.shown, key, node)).transpose()
     }
 
     /// A text that is not blank.
@@ -61,9 +56,7 @@ impl<'a> Section<'a> {
 
     /// `true` or `false`.
     pub(super) fn boolean(&self, key: &str) -> Result<Option<bool>, ConfigError> {
-        self.get(key)
-            .map(|node| boolean(self.shown, key, node))
-            .transpose()
+        self.get(key).map(|node| boolean(self.shown, key, node)).transpose()
     }
 
     /// A whole number from zero.
@@ -71,24 +64,17 @@ impl<'a> Section<'a> {
         &self,
         key: &str,
     ) -> Result<Option<N>, ConfigError> {
-        self.get(key)
-            .map(|node| whole_number(self.shown, key, node))
-            .transpose()
+        self.get(key).map(|node| whole_number(self.shown, key, node)).transpose()
     }
 
     /// A duration with a unit, longer than zero.
     pub(super) fn duration(&self, key: &str) -> Result<Option<Duration>, ConfigError> {
-        self.get(key)
-            .map(|node| duration(self.shown, key, node))
-            .transpose()
+        self.get(key).map(|node| duration(self.shown, key, node)).transpose()
     }
 
     /// A mapping of names to texts, as for environment variables.
     pub(super) fn environment(&self, key: &str) -> Result<BTreeMap<String, String>, ConfigError> {
-        self.get(key).map_or_else(
-            || Ok(BTreeMap::new()),
-            |node| environment(self.shown, key, node),
-        )
+        self.get(key).map_or_else(|| Ok(BTreeMap::new()), |node| environment(self.shown, key, node))
     }
 
     /// A text or a list of texts.
@@ -97,10 +83,7 @@ impl<'a> Section<'a> {
             return Ok(Vec::new());
         };
         match &node.value {
-            Value::List(items) => items
-                .iter()
-                .map(|item| text(self.shown, key, item))
-                .collect(),
+            Value::List(items) => items.iter().map(|item| text(self.shown, key, item)).collect(),
             _ => Ok(vec![text(self.shown, key, node)?]),
         }
     }
@@ -133,10 +116,8 @@ pub(super) fn entries<'a>(
         Value::Map(entries) => Ok(entries),
         Value::Null => Ok(&[]),
         _ => {
-            let message = format!(
-                "{name} is {}, expected a mapping of keys to values",
-                node.found()
-            );
+            let message =
+                format!("{name} is {}, expected a mapping of keys to values", node.found());
             Err(ConfigError::new(shown, message).at(node.at))
         }
     }
@@ -182,10 +163,7 @@ pub(super) fn duration(shown: &Path, key: &str, node: &Node) -> Result<Duration,
         };
         let hint = match problem {
             BadDuration::NoUnit if node.template.is_none() => {
-                format!(
-                    "add a unit: \"{}s\" is seconds; \"5m\" and \"7d\" work too",
-                    text.trim()
-                )
+                format!("add a unit: \"{}s\" is seconds; \"5m\" and \"7d\" work too", text.trim())
             }
             _ => format!("a duration is {}", duration::EXAMPLES),
         };
@@ -195,16 +173,11 @@ pub(super) fn duration(shown: &Path, key: &str, node: &Node) -> Result<Duration,
 
 /// An error saying what `key` should have been.
 pub(super) fn expected(shown: &Path, key: &str, node: &Node, what: &str) -> ConfigError {
-    ConfigError::new(
-        shown,
-        format!("`{key}` is {}, expected {what}", node.found()),
-    )
-    .at(node.at)
+    ConfigError::new(shown, format!("`{key}` is {}, expected {what}", node.found())).at(node.at)
 }
 
 fn text<'a>(shown: &Path, key: &str, node: &'a Node) -> Result<&'a str, ConfigError> {
-    node.scalar_text()
-        .ok_or_else(|| expected(shown, key, node, "a text"))
+    node.scalar_text().ok_or_else(|| expected(shown, key, node, "a text"))
 }
 
 /// See [`Section::environment`].

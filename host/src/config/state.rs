@@ -86,10 +86,7 @@ impl fmt::Debug for StateSection {
             .debug_struct("StateSection")
             .field("enabled", &self.enabled)
             .field("backend", &self.backend)
-            .field(
-                "backend_config",
-                &self.backend_config.keys().collect::<Vec<_>>(),
-            )
+            .field("backend_config", &self.backend_config.keys().collect::<Vec<_>>())
             .field("heartbeat_interval", &self.heartbeat_interval)
             .field("checkpoint_interval", &self.checkpoint_interval)
             .field("cleanup_interval", &self.cleanup_interval)
@@ -118,9 +115,7 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
     let mut node = node.clone();
     let backend_config = match &mut node.value {
         Value::Map(entries) => {
-            let position = entries
-                .iter()
-                .position(|entry| entry.key == "backend_config");
+            let position = entries.iter().position(|entry| entry.key == "backend_config");
             position.map(|position| entries.remove(position).node)
         }
         _ => None,
@@ -140,9 +135,8 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
         Some(config) => section::entries(shown, "`backend_config`", config)?,
         None => &[],
     };
-    let (host, plugin): (Vec<&Entry>, Vec<&Entry>) = options
-        .iter()
-        .partition(|entry| HOST_OPTIONS.contains(&entry.key.as_str()));
+    let (host, plugin): (Vec<&Entry>, Vec<&Entry>) =
+        options.iter().partition(|entry| HOST_OPTIONS.contains(&entry.key.as_str()));
     read_host_options(shown, &state, &host, env, &mut read.section)?;
 
     if override_backend(&mut read, env, &plugin) {
@@ -151,15 +145,11 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
     for entry in plugin {
         let mut option = entry.node.clone();
         interpolate::resolve(&mut option, shown, env)?;
-        read.option_lines
-            .insert(entry.key.clone(), entry.key_at.line);
-        read.section
-            .backend_config
-            .insert(entry.key.clone(), option.to_json());
+        read.option_lines.insert(entry.key.clone(), entry.key_at.line);
+        read.section.backend_config.insert(entry.key.clone(), option.to_json());
     }
     for entry in host {
-        read.option_lines
-            .insert(entry.key.clone(), entry.key_at.line);
+        read.option_lines.insert(entry.key.clone(), entry.key_at.line);
     }
     Ok(read)
 }
@@ -189,9 +179,7 @@ fn read_intervals(state: &Section<'_>, section: &mut StateSection) -> Result<(),
     // One late heartbeat must not cost a live worker its lease.
     let least = section.heartbeat_interval.saturating_mul(2);
     if lease_ttl < least {
-        let heartbeat = state
-            .get("heartbeat_interval")
-            .map_or("`10s`".to_owned(), Node::found);
+        let heartbeat = state.get("heartbeat_interval").map_or("`10s`".to_owned(), Node::found);
         let message = format!(
             "`lease_ttl` is {}, less than twice the heartbeat interval of {heartbeat}",
             node.found()
@@ -215,9 +203,7 @@ fn read_host_options(
         let mut node = match (state.get(key), inner) {
             (Some(outer), Some(inner)) => {
                 let message = format!("`{key}` is given twice, also on line {}", outer.at.line);
-                return Err(state
-                    .error(inner.key_at, message)
-                    .with_hint("keep one of them"));
+                return Err(state.error(inner.key_at, message).with_hint("keep one of them"));
             }
             (Some(outer), None) => outer.clone(),
             (None, Some(inner)) => inner.node.clone(),
@@ -252,10 +238,7 @@ fn override_backend(read: &mut ReadState, env: &Env<'_>, plugin_options: &[&Entr
     let mut note =
         format!("{BACKEND_VARIABLE} selects backend `{backend}` instead of `{previous}`");
     if !plugin_options.is_empty() {
-        let names: Vec<&str> = plugin_options
-            .iter()
-            .map(|entry| entry.key.as_str())
-            .collect();
+        let names: Vec<&str> = plugin_options.iter().map(|entry| entry.key.as_str()).collect();
         note.push_str("; not used, because meant for `");
         note.push_str(&previous);
         note.push_str("`: ");

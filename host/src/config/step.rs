@@ -70,9 +70,7 @@ impl Step {
     /// Adds the variables that all steps of a pipeline share; the step's own win.
     pub(super) fn with_defaults(mut self, shared: &BTreeMap<String, String>) -> Self {
         for (name, value) in shared {
-            self.environment
-                .entry(name.clone())
-                .or_insert_with(|| value.clone());
+            self.environment.entry(name.clone()).or_insert_with(|| value.clone());
         }
         self
     }
@@ -121,10 +119,7 @@ fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<(Step, Mark), Config
     Section::open(shown, "a step", node, KEYS)?;
     let mut node = node.clone();
     if let Value::Map(entries) = &mut node.value {
-        for entry in entries
-            .iter_mut()
-            .filter(|entry| !AS_WRITTEN.contains(&entry.key.as_str()))
-        {
+        for entry in entries.iter_mut().filter(|entry| !AS_WRITTEN.contains(&entry.key.as_str())) {
             interpolate::resolve(&mut entry.node, shown, env)?;
         }
     }
@@ -133,16 +128,9 @@ fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<(Step, Mark), Config
         return Err(step.error(node.at, "a step without a `name`"));
     };
     let id = step.text("id")?.unwrap_or(name);
-    let at = step
-        .get("id")
-        .or_else(|| step.get("name"))
-        .map_or(node.at, |node| node.at);
+    let at = step.get("id").or_else(|| step.get("name")).map_or(node.at, |node| node.at);
     if !is_valid_id(id) {
-        let what = if step.get("id").is_some() {
-            "id"
-        } else {
-            "name"
-        };
+        let what = if step.get("id").is_some() { "id" } else { "name" };
         return Err(step.error(at, format!("`{id}` cannot be the id of a step")).with_hint(format!(
             "an id is 1 to {LONGEST_ID} letters, digits, `.`, `_` and `-`, not starting with a dot \
              or a dash; change the {what}{}",
@@ -177,9 +165,7 @@ fn require_command(shown: &Path, node: &Node) -> Result<(), ConfigError> {
     let message = format!("{called} has no `run`: a step is a command, not an Oxi");
     Err(ConfigError::new(shown, message)
         .at(node.at)
-        .with_hint(format!(
-            "give it a command, such as `run: \"python3 steps/{script}.py\"`"
-        )))
+        .with_hint(format!("give it a command, such as `run: \"python3 steps/{script}.py\"`")))
 }
 
 fn is_nearly_run(key: &str) -> bool {
@@ -225,19 +211,14 @@ fn read_timeout(shown: &Path, step: &Section<'_>) -> Result<Option<Duration>, Co
     let timeout = seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     match timeout.filter(|timeout| !timeout.is_zero()) {
         Some(timeout) => Ok(Some(timeout)),
-        None => Err(section::expected(
-            shown,
-            "timeout_seconds",
-            node,
-            "a number of seconds above zero",
-        )),
+        None => {
+            Err(section::expected(shown, "timeout_seconds", node, "a number of seconds above zero"))
+        }
     }
 }
 
 fn is_valid_id(id: &str) -> bool {
     (1..=LONGEST_ID).contains(&id.len())
         && !id.starts_with(['.', '-'])
-        && id
-            .chars()
-            .all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
+        && id.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))
 }

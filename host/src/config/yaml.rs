@@ -83,10 +83,9 @@ impl Node {
             Value::Number { value, .. } => serde_json::Value::Number(value.clone()),
             Value::Text { text, .. } => text.as_str().into(),
             Value::List(items) => items.iter().map(Node::to_json).collect(),
-            Value::Map(entries) => entries
-                .iter()
-                .map(|entry| (entry.key.clone(), entry.node.to_json()))
-                .collect(),
+            Value::Map(entries) => {
+                entries.iter().map(|entry| (entry.key.clone(), entry.node.to_json())).collect()
+            }
         }
     }
 }
@@ -172,9 +171,7 @@ impl<'de> Visitor<'de> for RawVisitor {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Raw, E> {
-        Number::from_f64(value)
-            .map(Raw::Number)
-            .ok_or_else(|| E::custom("not a finite number"))
+        Number::from_f64(value).map(Raw::Number).ok_or_else(|| E::custom("not a finite number"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Raw, E> {
@@ -198,10 +195,7 @@ impl<'de> Visitor<'de> for RawVisitor {
         while let Some(key) = access.next_key::<Spanned<String>>()? {
             // `1` and `"1"` are two keys to YAML and one to everybody else.
             if entries.iter().any(|(other, _)| other.value == key.value) {
-                return Err(A::Error::custom(format_args!(
-                    "duplicate key `{}`",
-                    key.value
-                )));
+                return Err(A::Error::custom(format_args!("duplicate key `{}`", key.value)));
             }
             entries.push((key, access.next_value()?));
         }
@@ -214,10 +208,9 @@ fn place(raw: Spanned<Raw>, source: &str) -> Node {
     let written = written(&raw.defined, source);
     let value = match raw.value {
         Raw::Null => Value::Null,
-        Raw::Bool(value) => Value::Bool {
-            value,
-            text: written.map_or_else(|| value.to_string(), str::to_owned),
-        },
+        Raw::Bool(value) => {
+            Value::Bool { value, text: written.map_or_else(|| value.to_string(), str::to_owned) }
+        }
         Raw::Number(value) => {
             let text = written.map_or_else(|| value.to_string(), str::to_owned);
             Value::Number { value, text }
@@ -241,11 +234,7 @@ fn place(raw: Spanned<Raw>, source: &str) -> Node {
                 .collect(),
         ),
     };
-    Node {
-        at,
-        value,
-        template: None,
-    }
+    Node { at, value, template: None }
 }
 
 fn mark(location: &Location) -> Mark {
@@ -259,10 +248,7 @@ fn written<'a>(location: &Location, source: &'a str) -> Option<&'a str> {
     let span = location.span();
     let start = usize::try_from(span.byte_offset()?).ok()?;
     let length = usize::try_from(span.byte_len()?).ok()?;
-    source
-        .get(start..start.checked_add(length)?)
-        .map(str::trim)
-        .filter(|text| !text.is_empty())
+    source.get(start..start.checked_add(length)?).map(str::trim).filter(|text| !text.is_empty())
 }
 
 fn syntax_error(error: &serde_saphyr::Error, shown: &Path) -> ConfigError {

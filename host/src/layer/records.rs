@@ -55,12 +55,7 @@ impl Records {
         let (schema, saved_at, length) = (header.schema, header.saved_at, body.len());
         let mut body = entry.value;
         body.drain(..body.len() - length);
-        Ok(Some(Record {
-            schema,
-            body,
-            saved_at,
-            version: entry.version,
-        }))
+        Ok(Some(Record { schema, body, saved_at, version: entry.version }))
     }
 
     /// Seals and writes a body, and returns the version and the size of the record in bytes.

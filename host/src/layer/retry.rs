@@ -38,11 +38,7 @@ struct Attempts<'a> {
 
 impl<'a> Attempts<'a> {
     fn new(call: &'a Call) -> Self {
-        Self {
-            call,
-            made: 1,
-            pause: FIRST_PAUSE,
-        }
+        Self { call, made: 1, pause: FIRST_PAUSE }
     }
 
     /// Waits for the next attempt; `false` when there is no time or budget for one.
@@ -216,10 +212,7 @@ mod tests {
     impl Scripted {
         fn failing(script: &[Fault]) -> (Retry, Arc<Self>) {
             let script = Mutex::new(script.iter().rev().copied().collect());
-            let inner = Arc::new(Self {
-                script,
-                ..Self::default()
-            });
+            let inner = Arc::new(Self { script, ..Self::default() });
             (Retry::new(Arc::<Self>::clone(&inner)), inner)
         }
 
@@ -234,13 +227,7 @@ mod tests {
             let mut counter = self.counter.lock().unwrap();
             *counter += 1;
             let version = Version::from(*counter);
-            entries.insert(
-                key.to_owned(),
-                Entry {
-                    value: value.to_vec(),
-                    version,
-                },
-            );
+            entries.insert(key.to_owned(), Entry { value: value.to_vec(), version });
             Ok(version)
         }
     }
@@ -297,12 +284,7 @@ mod tests {
     }
 
     fn put(store: &Retry, expected: Expected) -> Result<Version, BackendError> {
-        store.put(
-            &Call::within(Duration::from_secs(5)),
-            "k",
-            b"ours",
-            &expected,
-        )
+        store.put(&Call::within(Duration::from_secs(5)), "k", b"ours", &expected)
     }
 
     #[test]
@@ -327,19 +309,13 @@ mod tests {
     #[test]
     fn an_unconditional_write_of_unknown_outcome_is_never_repeated() {
         let (store, _) = Scripted::failing(&[Fault::UnwrittenUnknown]);
-        assert_eq!(
-            put(&store, Expected::Any).unwrap_err().kind(),
-            ErrorKind::OutcomeUnknown
-        );
+        assert_eq!(put(&store, Expected::Any).unwrap_err().kind(), ErrorKind::OutcomeUnknown);
     }
 
     #[test]
     fn an_overtaken_write_stays_unknown() {
         let (store, inner) = Scripted::failing(&[Fault::OvertakenUnknown]);
-        assert_eq!(
-            put(&store, Expected::Absent).unwrap_err().kind(),
-            ErrorKind::OutcomeUnknown
-        );
+        assert_eq!(put(&store, Expected::Absent).unwrap_err().kind(), ErrorKind::OutcomeUnknown);
         assert_eq!(inner.entries.lock().unwrap()["k"].value, b"theirs");
     }
 

@@ -94,11 +94,8 @@ pub fn unseal<'a>(key: &str, record: &'a [u8]) -> Result<(Header, &'a [u8]), Bac
         return Err(corrupt("has a header that fails its check"));
     }
     let json = format!("{fields}}}");
-    let format: Format = serde_json::from_str(&json).map_err(|error| {
-        corrupt(&format!(
-            "has a header that is not as it should be: {error}"
-        ))
-    })?;
+    let format: Format = serde_json::from_str(&json)
+        .map_err(|error| corrupt(&format!("has a header that is not as it should be: {error}")))?;
     if format.oxiflow > FORMAT_VERSION {
         let message = format!(
             "the record of `{key}` has form {}, this oxide_flow reads up to {FORMAT_VERSION}: \
@@ -107,19 +104,14 @@ pub fn unseal<'a>(key: &str, record: &'a [u8]) -> Result<(Header, &'a [u8]), Bac
         );
         return Err(BackendError::new(ErrorKind::Unsupported, message));
     }
-    let header: Header = serde_json::from_str(&json).map_err(|error| {
-        corrupt(&format!(
-            "has a header that is not as it should be: {error}"
-        ))
-    })?;
+    let header: Header = serde_json::from_str(&json)
+        .map_err(|error| corrupt(&format!("has a header that is not as it should be: {error}")))?;
     if header.key != key {
         return Err(corrupt(&format!("is that of `{}`", header.key)));
     }
     if body.len() != header.bytes {
         let (found, written) = (body.len(), header.bytes);
-        return Err(corrupt(&format!(
-            "has a body of {found} bytes where {written} were written"
-        )));
+        return Err(corrupt(&format!("has a body of {found} bytes where {written} were written")));
     }
     if hex(&Sha256::digest(body)) != header.sha256 {
         return Err(corrupt("has a body that fails its checksum"));
@@ -134,13 +126,11 @@ struct Format {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a String does not fail.
-            write!(text, "{byte:02x}").unwrap_or_default();
-            text
-        })
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        // Writing to a String does not fail.
+        write!(text, "{byte:02x}").unwrap_or_default();
+        text
+    })
 }
 
 #[cfg(test)]
@@ -155,10 +145,7 @@ mod tests {
     fn a_record_gives_back_what_was_sealed() {
         let record = record();
         let (header, body) = unseal("state/orders", &record).unwrap();
-        assert_eq!(
-            (header.schema, header.bytes, body),
-            (2, 8, b"{\"a\":1}\n".as_slice())
-        );
+        assert_eq!((header.schema, header.bytes, body), (2, 8, b"{\"a\":1}\n".as_slice()));
     }
 
     #[test]
@@ -182,19 +169,13 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Corrupt, "length {length}");
         }
         let longer = [record.as_slice(), b"x"].concat();
-        assert_eq!(
-            unseal("state/orders", &longer).unwrap_err().kind(),
-            ErrorKind::Corrupt
-        );
+        assert_eq!(unseal("state/orders", &longer).unwrap_err().kind(), ErrorKind::Corrupt);
     }
 
     #[test]
     fn a_record_under_another_name_is_found() {
         let error = unseal("state/other", &record()).unwrap_err();
-        assert_eq!(
-            error.message(),
-            "the record of `state/other` is that of `state/orders`"
-        );
+        assert_eq!(error.message(), "the record of `state/other` is that of `state/orders`");
     }
 
     #[test]

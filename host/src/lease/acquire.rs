@@ -92,23 +92,14 @@ pub fn acquire(
                     std::thread::sleep(look);
                     continue;
                 }
-                Some(Takeover {
-                    previous: lease.value.clone(),
-                    process_is_dead: dead,
-                })
+                Some(Takeover { previous: lease.value.clone(), process_is_dead: dead })
             }
         };
         let lease = new_lease(request, current.as_ref(), clock);
         let expected = Expected::from(current.as_ref().map(|lease| lease.version));
         match store.save_lease(&lease, &expected, OPERATION_TIMEOUT) {
             Ok(version) => {
-                return Ok(Acquired {
-                    lease: Versioned {
-                        value: lease,
-                        version,
-                    },
-                    takeover,
-                });
+                return Ok(Acquired { lease: Versioned { value: lease, version }, takeover });
             }
             // Somebody else was faster; look again.
             Err(error) if error.kind() == ErrorKind::Conflict => {}
@@ -129,10 +120,7 @@ impl Watch {
         match watch {
             Some(watch) if watch.version == version => now.saturating_sub(watch.since),
             _ => {
-                *watch = Some(Self {
-                    version,
-                    since: now,
-                });
+                *watch = Some(Self { version, since: now });
                 Duration::ZERO
             }
         }

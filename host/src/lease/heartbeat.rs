@@ -97,21 +97,10 @@ impl HeldLease {
         on_event: impl Fn(LeaseEvent) + Send + Sync + 'static,
     ) -> Result<Self> {
         let renewed = clock.monotonic();
-        let inner = Mutex::new(Inner {
-            lease,
-            renewed,
-            lost: None,
-            stopping: false,
-        });
+        let inner = Mutex::new(Inner { lease, renewed, lost: None, stopping: false });
         let on_event = Box::new(on_event);
-        let shared = Arc::new(Shared {
-            store,
-            clock,
-            interval,
-            on_event,
-            inner,
-            wake: Condvar::new(),
-        });
+        let shared =
+            Arc::new(Shared { store, clock, interval, on_event, inner, wake: Condvar::new() });
         let thread = std::thread::Builder::new()
             .name("heartbeat".into())
             .spawn({
@@ -121,10 +110,7 @@ impl HeldLease {
             .map_err(|error| {
                 Error::new(ErrorKind::Io, "cannot start the heartbeat thread").because(error)
             })?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// The lease as last written.
@@ -136,10 +122,7 @@ impl HeldLease {
     /// Time since the attempt that last renewed the lease.
     #[must_use]
     pub fn age(&self) -> Duration {
-        self.shared
-            .clock
-            .monotonic()
-            .saturating_sub(self.shared.lock().renewed)
+        self.shared.clock.monotonic().saturating_sub(self.shared.lock().renewed)
     }
 
     /// Why the lease was lost; `None` while it is held as far as is known.
@@ -251,10 +234,7 @@ impl Shared {
             let attempted = self.clock.monotonic();
             next.renewed_at = self.clock.now();
             let timeout = left.max(self.interval);
-            match self
-                .store
-                .save_lease(&next, &Expected::Version(expected), timeout)
-            {
+            match self.store.save_lease(&next, &Expected::Version(expected), timeout) {
                 Ok(version) => {
                     self.renewed(next, version, attempted);
                     (self.on_event)(LeaseEvent::Renewed);
@@ -290,10 +270,7 @@ impl Shared {
 
     fn renewed(&self, lease: Lease, version: Version, attempted: Duration) {
         let mut inner = self.lock();
-        inner.lease = Versioned {
-            value: lease,
-            version,
-        };
+        inner.lease = Versioned { value: lease, version };
         inner.renewed = attempted;
     }
 

@@ -36,17 +36,11 @@ impl Liveness {
 /// # Errors
 /// `Io` when /proc cannot be read.
 pub fn this_process() -> Result<Holder> {
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let pid = std::process::id();
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
     let start_time = start_time(pid).ok_or_else(|| {
-        Error::new(
-            ErrorKind::Io,
-            "cannot read this process's start time from /proc",
-        )
+        Error::new(ErrorKind::Io, "cannot read this process's start time from /proc")
     })?;
     Ok(Holder {
         // The last digits of a ulid are random; six of them are enough beside host and pid.
@@ -113,35 +107,19 @@ mod tests {
     fn this_process_is_alive_and_its_pid_with_another_start_time_is_not() {
         let holder = this_process().unwrap();
         assert_eq!(liveness(&holder), Liveness::Alive);
-        let reused = Holder {
-            pid_start_time: holder.pid_start_time + 1,
-            ..holder.clone()
-        };
+        let reused = Holder { pid_start_time: holder.pid_start_time + 1, ..holder.clone() };
         assert_eq!(liveness(&reused), Liveness::Dead);
-        let elsewhere = Holder {
-            boot_id: "another".into(),
-            ..holder.clone()
-        };
+        let elsewhere = Holder { boot_id: "another".into(), ..holder.clone() };
         assert_eq!(liveness(&elsewhere), Liveness::Unknown);
-        let container = Holder {
-            pid_namespace: "pid:[1]".into(),
-            ..holder
-        };
+        let container = Holder { pid_namespace: "pid:[1]".into(), ..holder };
         assert_eq!(liveness(&container), Liveness::Unknown);
     }
 
     #[test]
     fn a_zombie_is_dead() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let start = start_time(child.id()).unwrap();
-        let holder = Holder {
-            pid: child.id(),
-            pid_start_time: start,
-            ..this_process().unwrap()
-        };
+        let holder = Holder { pid: child.id(), pid_start_time: start, ..this_process().unwrap() };
         assert_eq!(liveness(&holder), Liveness::Alive);
         child.kill().unwrap();
         while liveness(&holder) != Liveness::Dead {

@@ -60,20 +60,12 @@ impl Worker {
             WorkerStatus::Dead
         } else if lease.looks_expired(now) {
             WorkerStatus::Overdue
-        } else if lease
-            .requests
-            .iter()
-            .any(|request| request.kind == RequestKind::Stop)
-        {
+        } else if lease.requests.iter().any(|request| request.kind == RequestKind::Stop) {
             WorkerStatus::Stopping
         } else {
             WorkerStatus::Active
         };
-        Self {
-            lease,
-            liveness,
-            status,
-        }
+        Self { lease, liveness, status }
     }
 
     /// Whether the worker still holds its lease.
@@ -101,9 +93,7 @@ pub fn workers(store: &StateStore, clock: &dyn Clock) -> Result<Workers> {
     for pipeline in store.leased_pipelines()? {
         match store.load_lease(&pipeline) {
             Ok(lease) => {
-                found
-                    .workers
-                    .extend(lease.map(|lease| Worker::of(lease.value, clock.now())));
+                found.workers.extend(lease.map(|lease| Worker::of(lease.value, clock.now())));
             }
             Err(error) => found.unreadable.push((pipeline, error)),
         }
@@ -116,13 +106,8 @@ pub fn workers(store: &StateStore, clock: &dyn Clock) -> Result<Workers> {
 /// # Errors
 /// `NotFound` when no lease names it.
 pub fn find_worker(store: &StateStore, clock: &dyn Clock, worker_id: &str) -> Result<Worker> {
-    let Workers {
-        workers,
-        unreadable,
-    } = workers(store, clock)?;
-    let found = workers
-        .into_iter()
-        .find(|worker| worker.lease.holder.worker_id == worker_id);
+    let Workers { workers, unreadable } = workers(store, clock)?;
+    let found = workers.into_iter().find(|worker| worker.lease.holder.worker_id == worker_id);
     found.ok_or_else(|| {
         let mut message = format!("no lease names a worker `{}`", worker_id.escape_default());
         if !unreadable.is_empty() {
@@ -156,20 +141,18 @@ pub fn request_stop(
     let mine = &worker.lease;
     let dead = worker.liveness == Liveness::Dead;
     let id = ulid::Ulid::generate().to_string();
-    let mut replaced = false;
+    let (mut replaced, mut released) = (false, false);
     let updated = store.update_lease(&mine.pipeline_id, |lease| {
         replaced = lease.epoch != mine.epoch;
-        if replaced || lease.is_released() {
+        released = lease.is_released();
+        if replaced || released {
             return false;
         }
         if dead {
             lease.released_at = Some(clock.now());
             return true;
         }
-        let asked = lease
-            .requests
-            .iter()
-            .any(|request| request.kind == RequestKind::Stop);
+        let asked = lease.requests.iter().any(|request| request.kind == RequestKind::Stop);
         if !asked {
             lease.requests.push(Request {
                 id: id.clone(),
@@ -183,15 +166,12 @@ pub fn request_stop(
     })?;
     let pipeline = &mine.pipeline_id;
     match updated.map(|lease| lease.value) {
+        Some(_) if !replaced && released => Ok(StopOutcome::AlreadyReleased),
         Some(lease) if !replaced && dead => Ok(StopOutcome::ReleasedDead(lease)),
-        Some(lease) if !replaced && !lease.is_released() => Ok(StopOutcome::Requested(lease)),
-        Some(_) if !replaced => Ok(StopOutcome::AlreadyReleased),
+        Some(lease) if !replaced => Ok(StopOutcome::Requested(lease)),
         _ => Err(Error::new(
             ErrorKind::NotFound,
-            format!(
-                "worker `{}` no longer holds pipeline `{pipeline}`",
-                mine.holder.worker_id
-            ),
+            format!("worker `{}` no longer holds pipeline `{pipeline}`", mine.holder.worker_id),
         )),
     }
 }
@@ -214,10 +194,7 @@ pub fn force_release(
         if lease.value.is_released() {
             return Ok(None);
         }
-        let Versioned {
-            value: previous,
-            version,
-        } = lease;
+        let Versioned { value: previous, version } = lease;
         let mut next = previous.clone();
         next.epoch += 1;
         next.released_at = Some(clock.now());

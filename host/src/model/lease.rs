@@ -97,8 +97,6 @@ impl Lease {
     /// to look closer, never for taking over: clocks of two hosts may differ by minutes.
     #[must_use]
     pub fn looks_expired(&self, now: DateTime<Utc>) -> bool {
-        (now - self.renewed_at)
-            .to_std()
-            .is_ok_and(|age| age > self.ttl())
+        (now - self.renewed_at).to_std().is_ok_and(|age| age > self.ttl())
     }
 }

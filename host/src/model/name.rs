@@ -44,11 +44,7 @@ impl FromStr for PipelineName {
         match Self::objection(text) {
             None => Ok(Self(text.to_owned())),
             Some(objection) => {
-                let shown: String = text
-                    .chars()
-                    .take(40)
-                    .flat_map(char::escape_default)
-                    .collect();
+                let shown: String = text.chars().take(40).flat_map(char::escape_default).collect();
                 let message = format!("`{shown}` is no pipeline name: {objection}");
                 Err(Error::new(ErrorKind::Usage, message)
                     .hint("use 1 to 128 letters, digits, `.`, `_` or `-`"))
@@ -91,9 +87,7 @@ mod tests {
     #[test]
     fn hostile_names_are_usage_errors() {
         let long = "n".repeat(129);
-        for name in [
-            "", ".", "..", "../x", "a/b", "-rf", ".hidden", "a\0b", "a b", "é", &long,
-        ] {
+        for name in ["", ".", "..", "../x", "a/b", "-rf", ".hidden", "a\0b", "a b", "é", &long] {
             let error = name.parse::<PipelineName>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Usage, "{name:?}");
         }

@@ -200,9 +200,7 @@ impl PipelineState {
         };
         let batch_before = step.batch_number;
         if progress.counts_as_batch() {
-            step.batch_number = progress
-                .batch
-                .unwrap_or(step.batch_number.saturating_add(1));
+            step.batch_number = progress.batch.unwrap_or(step.batch_number.saturating_add(1));
             self.last_success_timestamp = now;
         }
         step.records_processed = step.records_processed.saturating_add(progress.records);
@@ -294,50 +292,16 @@ mod tests {
         state.start_step("a", second(1));
         let report = |json: &str| Progress::parse(json).unwrap();
         state.record_progress("a", &report(r#"{"total":9}"#), second(2));
-        assert_eq!(
-            (state.batch_number, state.last_success_timestamp),
-            (0, second(0))
-        );
+        assert_eq!((state.batch_number, state.last_success_timestamp), (0, second(0)));
         state.record_progress("a", &report(r#"{"records":3,"last_id":"3"}"#), second(3));
-        state.record_progress(
-            "a",
-            &report(r#"{"records":2,"failed":1,"bytes":7}"#),
-            second(4),
-        );
+        state.record_progress("a", &report(r#"{"records":2,"failed":1,"bytes":7}"#), second(4));
         state.start_step("b", second(5));
-        state.record_progress(
-            "b",
-            &report(r#"{"records":1,"last_id":"x","batch":4}"#),
-            second(6),
-        );
+        state.record_progress("b", &report(r#"{"records":1,"last_id":"x","batch":4}"#), second(6));
         let step = &state.step_states["a"];
-        assert_eq!(
-            (
-                step.records_processed,
-                step.records_failed,
-                step.batch_number
-            ),
-            (5, 1, 2)
-        );
-        assert_eq!(
-            (step.last_processed_id.as_str(), step.records_total),
-            ("3", Some(9))
-        );
-        assert_eq!(
-            (
-                state.records_processed,
-                state.records_failed,
-                state.batch_number
-            ),
-            (6, 1, 6)
-        );
-        assert_eq!(
-            (
-                state.last_processed_id.as_str(),
-                state.current_step.as_str()
-            ),
-            ("x", "b")
-        );
+        assert_eq!((step.records_processed, step.records_failed, step.batch_number), (5, 1, 2));
+        assert_eq!((step.last_processed_id.as_str(), step.records_total), ("3", Some(9)));
+        assert_eq!((state.records_processed, state.records_failed, state.batch_number), (6, 1, 6));
+        assert_eq!((state.last_processed_id.as_str(), state.current_step.as_str()), ("x", "b"));
         assert_eq!(state.last_success_timestamp, second(6));
     }
 
@@ -349,10 +313,7 @@ mod tests {
             state.record_progress("a", &most, second(1));
             state.record_progress("b", &most, second(1));
         }
-        assert_eq!(
-            (state.records_processed, state.batch_number),
-            (u64::MAX, u64::MAX)
-        );
+        assert_eq!((state.records_processed, state.batch_number), (u64::MAX, u64::MAX));
     }
 
     #[test]

@@ -32,18 +32,11 @@ pub(super) struct CheckedLibrary {
 /// `Configuration` naming the file, the objection and the remedy.
 pub(super) fn open_checked(file: &Path) -> Result<CheckedLibrary> {
     let refuse = |objection: &str, remedy: &str| refusal(file, objection, remedy);
-    let real = file
-        .canonicalize()
-        .map_err(|error| unreadable(file, error))?;
+    let real = file.canonicalize().map_err(|error| unreadable(file, error))?;
     let folder = file.parent().unwrap_or(Path::new("/"));
-    let real_folder = folder
-        .canonicalize()
-        .map_err(|error| unreadable(folder, error))?;
+    let real_folder = folder.canonicalize().map_err(|error| unreadable(folder, error))?;
     if !real.starts_with(&real_folder) {
-        let objection = format!(
-            "it is a link that leads out of its folder, to {}",
-            real.display()
-        );
+        let objection = format!("it is a link that leads out of its folder, to {}", real.display());
         return Err(refuse(&objection, "copy the library into the folder"));
     }
     check_folders(file, &real)?;
@@ -53,14 +46,9 @@ pub(super) fn open_checked(file: &Path) -> Result<CheckedLibrary> {
         .custom_flags(OFlags::NOFOLLOW.bits() as i32)
         .open(&real)
         .map_err(|error| unreadable(file, error))?;
-    let metadata = library
-        .metadata()
-        .map_err(|error| unreadable(file, error))?;
+    let metadata = library.metadata().map_err(|error| unreadable(file, error))?;
     if !metadata.is_file() {
-        return Err(refuse(
-            "it is not a regular file",
-            "install the library itself",
-        ));
+        return Err(refuse("it is not a regular file", "install the library itself"));
     }
     if let Some(objection) = ownership_objection(&metadata) {
         let remedy = if metadata.mode() & 0o022 == 0 {
@@ -72,39 +60,24 @@ pub(super) fn open_checked(file: &Path) -> Result<CheckedLibrary> {
         return Err(refuse(&objection, &remedy));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
-    library
-        .read_to_end(&mut bytes)
-        .map_err(|error| unreadable(file, error))?;
+    library.read_to_end(&mut bytes).map_err(|error| unreadable(file, error))?;
     if let Some(objection) = elf_objection(&bytes) {
-        return Err(refuse(
-            objection,
-            "install the plugin again, built for this machine",
-        ));
+        return Err(refuse(objection, "install the plugin again, built for this machine"));
     }
     let descriptor = match sealed_copy(&real, &bytes) {
         Ok(copy) => copy,
         Err(error) => {
             tracing::debug!(%error, "no sealed memory file; mapping the checked descriptor");
-            library
-                .seek(SeekFrom::Start(0))
-                .map_err(|error| unreadable(file, error))?;
+            library.seek(SeekFrom::Start(0)).map_err(|error| unreadable(file, error))?;
             OwnedFd::from(library)
         }
     };
     let load_path = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
-    Ok(CheckedLibrary {
-        file: file.to_owned(),
-        load_path,
-        descriptor,
-    })
+    Ok(CheckedLibrary { file: file.to_owned(), load_path, descriptor })
 }
 
 fn unreadable(file: &Path, error: std::io::Error) -> Error {
-    Error::new(
-        ErrorKind::Configuration,
-        format!("cannot read {}", file.display()),
-    )
-    .because(error)
+    Error::new(ErrorKind::Configuration, format!("cannot read {}", file.display())).because(error)
 }
 
 pub(super) fn refusal(file: &Path, objection: &str, remedy: &str) -> Error {
@@ -115,9 +88,7 @@ pub(super) fn refusal(file: &Path, objection: &str, remedy: &str) -> Error {
 /// Whoever can write to a folder above the file can replace the file.
 fn check_folders(file: &Path, real: &Path) -> Result<()> {
     for (depth, folder) in real.ancestors().skip(1).enumerate() {
-        let metadata = folder
-            .metadata()
-            .map_err(|error| unreadable(folder, error))?;
+        let metadata = folder.metadata().map_err(|error| unreadable(folder, error))?;
         // A sticky folder such as /tmp lets nobody replace what others made in it. The folder of
         // the plugin itself must not even take new files.
         let sticky = depth > 0 && metadata.mode() & 0o1000 != 0;
@@ -137,16 +108,11 @@ fn ownership_objection(metadata: &Metadata) -> Option<String> {
     // A group that has the owner's number is, by convention, the owner's own and nobody else's.
     let own_group = metadata.gid() == owner;
     if owner != 0 && owner != user {
-        Some(format!(
-            "it belongs to user {owner}, neither to root nor to you (user {user})"
-        ))
+        Some(format!("it belongs to user {owner}, neither to root nor to you (user {user})"))
     } else if mode & 0o002 != 0 {
         Some(format!("anyone may write to it (mode {mode:04o})"))
     } else if mode & 0o020 != 0 && !own_group {
-        Some(format!(
-            "its group {} may write to it (mode {mode:04o})",
-            metadata.gid()
-        ))
+        Some(format!("its group {} may write to it (mode {mode:04o})", metadata.gid()))
     } else {
         None
     }
@@ -157,12 +123,7 @@ fn ownership_objection(metadata: &Metadata) -> Option<String> {
 fn elf_objection(bytes: &[u8]) -> Option<&'static str> {
     let word = |at: usize, width: usize| -> Option<u64> {
         let field = bytes.get(at..at + width)?;
-        Some(
-            field
-                .iter()
-                .rev()
-                .fold(0, |value, byte| value << 8 | u64::from(*byte)),
-        )
+        Some(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
     };
     if !bytes.starts_with(b"\x7fELF") {
         return Some("it is not a shared library (no ELF header)");

@@ -17,10 +17,7 @@ pub const LIBRARY_PREFIX: &str = "liboxiflow_backend_";
 /// How a plugin's file name ends.
 pub const LIBRARY_SUFFIX: &str = std::env::consts::DLL_SUFFIX;
 
-const SYSTEM_FOLDERS: [&str; 2] = [
-    "/usr/local/lib/oxiflow/backends",
-    "/usr/lib/oxiflow/backends",
-];
+const SYSTEM_FOLDERS: [&str; 2] = ["/usr/local/lib/oxiflow/backends", "/usr/lib/oxiflow/backends"];
 
 /// The folders that plugins are looked for in, first one first.
 #[derive(Clone, Debug, Default)]
@@ -52,11 +49,7 @@ impl SearchPath {
         executable: Option<&Path>,
     ) -> Result<Self> {
         let mut folders = configured.to_vec();
-        for folder in variable
-            .unwrap_or_default()
-            .split(':')
-            .filter(|folder| !folder.is_empty())
-        {
+        for folder in variable.unwrap_or_default().split(':').filter(|folder| !folder.is_empty()) {
             if !Path::new(folder).is_absolute() {
                 let message = format!("OXIFLOW_PLUGIN_PATH has the relative folder `{folder}`");
                 return Err(Error::new(ErrorKind::Configuration, message).hint(
@@ -71,11 +64,7 @@ impl SearchPath {
             if folder.ends_with("deps") {
                 folders.extend(folder.parent().map(Path::to_owned));
             }
-            folders.extend(
-                folder
-                    .parent()
-                    .map(|parent| parent.join("lib/oxiflow/backends")),
-            );
+            folders.extend(folder.parent().map(|parent| parent.join("lib/oxiflow/backends")));
         }
         folders.extend(SYSTEM_FOLDERS.iter().map(PathBuf::from));
         let mut seen = std::collections::HashSet::new();
@@ -101,14 +90,10 @@ impl SearchPath {
                 .hint("`state.backend` is a name such as `file`: letters, digits, `_` and `-`"));
         }
         let name = format!("{LIBRARY_PREFIX}{backend}{LIBRARY_SUFFIX}");
-        let found = self
-            .folders
-            .iter()
-            .map(|folder| folder.join(&name))
-            .find(|file| {
-                // A dangling link is found too, so that it is reported and not passed over.
-                file.symlink_metadata().is_ok()
-            });
+        let found = self.folders.iter().map(|folder| folder.join(&name)).find(|file| {
+            // A dangling link is found too, so that it is reported and not passed over.
+            file.symlink_metadata().is_ok()
+        });
         found.ok_or_else(|| self.missing(backend, &name))
     }
 
@@ -130,22 +115,15 @@ impl SearchPath {
                     .iter()
                     .find(|earlier| earlier.backend == backend)
                     .map(|earlier| earlier.file.clone());
-                found.push(Found {
-                    backend,
-                    file,
-                    shadowed_by,
-                });
+                found.push(Found { backend, file, shadowed_by });
             }
         }
         found
     }
 
     fn missing(&self, backend: &str, name: &str) -> Error {
-        let folders: Vec<_> = self
-            .folders
-            .iter()
-            .map(|folder| folder.display().to_string())
-            .collect();
+        let folders: Vec<_> =
+            self.folders.iter().map(|folder| folder.display().to_string()).collect();
         let message = format!("no plugin for the backend `{backend}`: no folder has {name}");
         let mut known: Vec<_> = self.all().into_iter().map(|found| found.backend).collect();
         known.sort();
@@ -168,9 +146,5 @@ impl SearchPath {
 /// The backend that a file is named as; `None` when it is not named as a plugin.
 pub(super) fn backend_of(file: &Path) -> Option<String> {
     let name = file.file_name()?.to_str()?;
-    Some(
-        name.strip_prefix(LIBRARY_PREFIX)?
-            .strip_suffix(LIBRARY_SUFFIX)?
-            .to_owned(),
-    )
+    Some(name.strip_prefix(LIBRARY_PREFIX)?.strip_suffix(LIBRARY_SUFFIX)?.to_owned())
 }

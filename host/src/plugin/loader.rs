@@ -34,11 +34,7 @@ impl Library {
     /// # Errors
     /// `Configuration` with the file, both versions where it is about versions, and the remedy.
     pub(super) fn load(checked: CheckedLibrary) -> Result<Self> {
-        let CheckedLibrary {
-            file,
-            load_path,
-            descriptor,
-        } = checked;
+        let CheckedLibrary { file, load_path, descriptor } = checked;
         let file = file.as_path();
         // Everything is bound now: a function that is missing would otherwise end the process at
         // its first call.
@@ -71,10 +67,7 @@ impl Library {
             let objection = format!("it needs host features that this one lacks ({unknown:#x})");
             return Err(refusal(file, &objection, "install a newer oxide_flow"));
         }
-        Ok(Self {
-            table,
-            has_root_module,
-        })
+        Ok(Self { table, has_root_module })
     }
 
     /// Asks the plugin what it is.
@@ -127,22 +120,14 @@ fn table_of(library: &'static libloading::Library, file: &Path) -> Result<&'stat
             "its table has {size} bytes, ABI {major}.{minor} has {expected} \
              (this oxide_flow speaks ABI {ABI_MAJOR}.{ABI_MINOR})"
         );
-        return Err(refusal(
-            file,
-            &objection,
-            "build it with the published header of ABI 1",
-        ));
+        return Err(refusal(file, &objection, "build it with the published header of ABI 1"));
     }
     let functions = std::mem::offset_of!(BackendTable, describe) / size_of::<usize>();
     for word in functions..expected / size_of::<usize>() {
         // SAFETY: within the `expected` bytes that the table says it has.
         if unsafe { *start.cast::<usize>().add(word) } == 0 {
             let objection = format!("function {} of its table is null", word - functions + 1);
-            return Err(refusal(
-                file,
-                &objection,
-                "report it to the author of the plugin",
-            ));
+            return Err(refusal(file, &objection, "report it to the author of the plugin"));
         }
     }
     // SAFETY: the right name, version and size, no null function, in a library that is leaked.
@@ -163,25 +148,19 @@ fn wrong_version(file: &Path, major: u32, minor: u32) -> Error {
 
 /// No table of our version: perhaps one of another version.
 fn missing_symbol(library: &'static libloading::Library, file: &Path) -> Error {
-    let other = (1..100)
-        .filter(|major| *major != ABI_MAJOR)
-        .find_map(|major| {
-            let name = CString::new(format!("oxiflow_backend_v{major}")).unwrap_or_default();
-            // SAFETY: the address of a data symbol; it is read below.
-            let table = unsafe { library.get::<*const u32>(name.to_bytes_with_nul()) }.ok()?;
-            // SAFETY: every version of the table starts with three u32: its size, major, minor.
-            Some((major, unsafe { *table.add(2) }))
-        });
+    let other = (1..100).filter(|major| *major != ABI_MAJOR).find_map(|major| {
+        let name = CString::new(format!("oxiflow_backend_v{major}")).unwrap_or_default();
+        // SAFETY: the address of a data symbol; it is read below.
+        let table = unsafe { library.get::<*const u32>(name.to_bytes_with_nul()) }.ok()?;
+        // SAFETY: every version of the table starts with three u32: its size, major, minor.
+        Some((major, unsafe { *table.add(2) }))
+    });
     if let Some((major, minor)) = other {
         return wrong_version(file, major, minor);
     }
     let symbol: &CStr = TABLE_SYMBOL;
     let objection = format!("it exports no `{}`", symbol.to_string_lossy());
-    refusal(
-        file,
-        &objection,
-        "it is no oxide_flow backend, or was built without its table",
-    )
+    refusal(file, &objection, "it is no oxide_flow backend, or was built without its table")
 }
 
 /// `abi_stable` compares the layout the plugin was compiled with to ours.
@@ -191,11 +170,7 @@ fn check_layout(load_path: &Path, file: &Path) -> Result<()> {
         let objection = format!(
             "its types are laid out differently from ABI {ABI_MAJOR}.{ABI_MINOR} of this oxide_flow"
         );
-        refusal(
-            file,
-            &objection,
-            "build it again with the current oxiflow-plugin-api",
-        )
+        refusal(file, &objection, "build it again with the current oxiflow-plugin-api")
     };
     let library = RawLibrary::load_at(load_path).map_err(|error| mismatch(&error))?;
     let library: &'static RawLibrary = Box::leak(Box::new(library));
@@ -204,8 +179,6 @@ fn check_layout(load_path: &Path, file: &Path) -> Result<()> {
         unsafe { lib_header_from_raw_library(library) }.map_err(|error| mismatch(&error))?;
     // Not through `RootModule::load_from_file`, which keeps one module per type and would hand
     // back the first plugin for every path.
-    header
-        .init_root_module::<BackendRootRef>()
-        .map_err(|error| mismatch(&error))?;
+    header.init_root_module::<BackendRootRef>().map_err(|error| mismatch(&error))?;
     Ok(())
 }

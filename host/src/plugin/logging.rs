@@ -13,9 +13,7 @@ pub(super) fn host(plugin: &str, base_dir: &Path) -> Host {
 }
 
 fn max_level() -> LogLevel {
-    LevelFilter::current()
-        .into_level()
-        .map_or(LogLevel::Error, |level| LogLevel::from(&level))
+    LevelFilter::current().into_level().map_or(LogLevel::Error, |level| LogLevel::from(&level))
 }
 
 fn emit(plugin: &str, line: &LogLine) {

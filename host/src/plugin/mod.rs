@@ -62,11 +62,7 @@ impl Plugin {
             return Err(Error::new(ErrorKind::Configuration, message)
                 .hint("give the file the name that its backend has, or install the right plugin"));
         }
-        Ok(Self {
-            file: file.to_owned(),
-            library,
-            description,
-        })
+        Ok(Self { file: file.to_owned(), library, description })
     }
 
     /// The file it was loaded from.
@@ -103,9 +99,7 @@ impl Plugin {
     #[must_use]
     pub fn problems(&self, options: &Map<String, Value>) -> Vec<OptionProblem> {
         let schema = self.description.config_schema.as_ref();
-        schema
-            .map(|schema| options::problems(schema, options))
-            .unwrap_or_default()
+        schema.map(|schema| options::problems(schema, options)).unwrap_or_default()
     }
 
     /// Opens a store with these options; relative paths in them start at `base_dir`.

@@ -38,11 +38,7 @@ pub(super) fn problems(schema: &Value, options: &Map<String, Value>) -> Vec<Opti
     };
     let instance = Value::Object(options.clone());
     for error in validator.iter_errors(&instance) {
-        let option = error
-            .instance_path()
-            .to_string()
-            .trim_start_matches('/')
-            .replace('/', ".");
+        let option = error.instance_path().to_string().trim_start_matches('/').replace('/', ".");
         // Unknown options were reported above, one by one and with a suggestion.
         if option.is_empty() && closed && options.keys().any(|key| !known.contains(&key.as_str())) {
             continue;

@@ -17,11 +17,8 @@ pub fn back_up(
 ) -> Result<String> {
     let created_at = clock.now();
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
-    let backup_id = format!(
-        "{}-{}",
-        created_at.format("%Y%m%dT%H%M%S%.3fZ"),
-        &unique[unique.len() - 6..]
-    );
+    let backup_id =
+        format!("{}-{}", created_at.format("%Y%m%dT%H%M%S%.3fZ"), &unique[unique.len() - 6..]);
     store.save_backup(&Backup {
         backup_id: backup_id.clone(),
         created_at,

@@ -47,9 +47,7 @@ pub struct Imported {
 pub fn import(store: &StateStore, clock: &Arc<dyn Clock>, import: Import<'_>) -> Result<Imported> {
     let pipeline = import.pipeline;
     let mut state = read_state(import.document, pipeline)?;
-    let stored_epoch = store
-        .load_state(pipeline)?
-        .map_or(0, |stored| stored.value.epoch);
+    let stored_epoch = store.load_state(pipeline)?.map_or(0, |stored| stored.value.epoch);
     let holder = this_process()?;
     let acquired = acquire(
         store,
@@ -77,17 +75,10 @@ pub fn import(store: &StateStore, clock: &Arc<dyn Clock>, import: Import<'_>) ->
         let stored = store.load_state(pipeline)?;
         let expected = Expected::from(stored.as_ref().map(|stored| stored.version));
         let backup_id = match stored.as_ref().filter(|_| import.backup) {
-            Some(stored) => Some(back_up(
-                store,
-                clock.as_ref(),
-                &stored.value,
-                "before import",
-            )?),
+            Some(stored) => Some(back_up(store, clock.as_ref(), &stored.value, "before import")?),
             None => None,
         };
-        state.version = state
-            .version
-            .max(stored.map_or(0, |stored| stored.value.version));
+        state.version = state.version.max(stored.map_or(0, |stored| stored.value.version));
         state.epoch = epoch;
         state.worker_id = None;
         if state.status == PipelineStatus::Running {
@@ -106,9 +97,7 @@ pub fn import(store: &StateStore, clock: &Arc<dyn Clock>, import: Import<'_>) ->
 
 fn read_state(document: serde_json::Value, pipeline: &PipelineName) -> Result<PipelineState> {
     let invalid = |message: String| Error::new(ErrorKind::Invalid, message);
-    if let Some(newer) = document["schema_version"]
-        .as_u64()
-        .filter(|v| *v > SCHEMA_VERSION.into())
+    if let Some(newer) = document["schema_version"].as_u64().filter(|v| *v > SCHEMA_VERSION.into())
     {
         let message =
             format!("the state has schema {newer}, this one reads up to {SCHEMA_VERSION}");
@@ -122,21 +111,12 @@ fn read_state(document: serde_json::Value, pipeline: &PipelineName) -> Result<Pi
             .hint("export one with `oxide_flow state export` to see what it looks like")
     })?;
     if state.pipeline_id != *pipeline {
-        let message = format!(
-            "the document is the state of pipeline `{}`",
-            state.pipeline_id
-        );
+        let message = format!("the document is the state of pipeline `{}`", state.pipeline_id);
         return Err(invalid(message)
             .hint("import it under that name, or change its `pipeline_id` if you mean it"));
     }
-    if let Some((id, _)) = state
-        .step_states
-        .iter()
-        .find(|(id, step)| **id != step.step_id)
-    {
-        return Err(invalid(format!(
-            "the step under `{id}` has another `step_id`"
-        )));
+    if let Some((id, _)) = state.step_states.iter().find(|(id, step)| **id != step.step_id) {
+        return Err(invalid(format!("the step under `{id}` has another `step_id`")));
     }
     Ok(state)
 }

@@ -66,9 +66,8 @@ pub(super) fn follow(
     let (records_at_start, time_at_start) = (handled(before), before.processing_time_ms);
     // Late events of an earlier attempt are told apart by its start.
     let started = runner.parts.clock.monotonic();
-    let process = StepProcess::start(&spec, &runner.sender, move |event| {
-        Event::Process(started, event)
-    })?;
+    let process =
+        StepProcess::start(&spec, &runner.sender, move |event| Event::Process(started, event))?;
     let mut following = Following {
         runner,
         step,
@@ -141,9 +140,7 @@ impl Following<'_, '_> {
     fn next_wake(&self, run: &Run) -> Duration {
         let now = self.runner.parts.clock.monotonic();
         let interval = self.runner.parts.checkpoint_interval;
-        let checkpoint = run
-            .is_dirty()
-            .then(|| interval.saturating_sub(run.since_save()));
+        let checkpoint = run.is_dirty().then(|| interval.saturating_sub(run.since_save()));
         let timeout = self
             .step
             .timeout
@@ -151,11 +148,7 @@ impl Following<'_, '_> {
             .map(|timeout| (self.started + timeout).saturating_sub(now));
         let kill = self.kill_at.map(|at| at.saturating_sub(now));
         let idle = Duration::from_secs(60);
-        [checkpoint, timeout, kill]
-            .into_iter()
-            .flatten()
-            .min()
-            .unwrap_or(idle)
+        [checkpoint, timeout, kill].into_iter().flatten().min().unwrap_or(idle)
     }
 
     fn watch_the_time(&mut self) {
@@ -164,10 +157,7 @@ impl Following<'_, '_> {
             self.kill_at = None;
             self.process.kill();
         }
-        let limit = self
-            .step
-            .timeout
-            .filter(|_| !self.timed_out && self.stopped.is_none());
+        let limit = self.step.timeout.filter(|_| !self.timed_out && self.stopped.is_none());
         if limit.is_some_and(|limit| now >= self.started + limit) {
             self.timed_out = true;
             self.terminate();
@@ -187,19 +177,13 @@ impl Following<'_, '_> {
         }
         match run.save() {
             Ok(()) => {
-                self.runner
-                    .parts
-                    .observer
-                    .event(RunEvent::Checkpointed(self.step, run.state()));
+                self.runner.parts.observer.event(RunEvent::Checkpointed(self.step, run.state()));
                 Ok(())
             }
             Err(error) if error.is_retryable() => {
                 let text = crate::error::chain(&error);
                 let warning = format!("cannot save a checkpoint, trying again: {text}");
-                self.runner
-                    .parts
-                    .observer
-                    .event(RunEvent::Warning(&warning));
+                self.runner.parts.observer.event(RunEvent::Warning(&warning));
                 Ok(())
             }
             Err(error) => Err(error),
@@ -213,8 +197,7 @@ impl Following<'_, '_> {
                 observer.event(RunEvent::Output(self.step, stream, &line));
                 if stream == OutputStream::Stderr {
                     self.stderr.push_back(line);
-                    self.stderr
-                        .drain(..self.stderr.len().saturating_sub(CONTEXT_LINES));
+                    self.stderr.drain(..self.stderr.len().saturating_sub(CONTEXT_LINES));
                 }
             }
             ProcessEvent::Progress(line) if line.trim().is_empty() => {}
@@ -246,21 +229,12 @@ impl Following<'_, '_> {
 
     fn record(&self, run: &mut Run, progress: &Progress) {
         let now = self.runner.parts.clock.now();
-        let elapsed = self
-            .runner
-            .parts
-            .clock
-            .monotonic()
-            .saturating_sub(self.started);
+        let elapsed = self.runner.parts.clock.monotonic().saturating_sub(self.started);
         let id = &self.step.id;
         run.update(|state| {
             state.record_progress(id, progress, now);
             let left = state.step_states.get(id).and_then(|step| {
-                time_left(
-                    step,
-                    handled(step).saturating_sub(self.records_at_start),
-                    elapsed,
-                )
+                time_left(step, handled(step).saturating_sub(self.records_at_start), elapsed)
             });
             state.estimated_completion = left.map(|left| now + left);
         });
@@ -271,20 +245,12 @@ impl Following<'_, '_> {
                 message,
             ));
         }
-        self.runner
-            .parts
-            .observer
-            .event(RunEvent::Progressed(self.step, run.state()));
+        self.runner.parts.observer.event(RunEvent::Progressed(self.step, run.state()));
     }
 
     /// Keeps how long the step has run, so that also the time of a worker that dies is counted.
     fn record_time(&self, run: &mut Run) {
-        let ran = self
-            .runner
-            .parts
-            .clock
-            .monotonic()
-            .saturating_sub(self.started);
+        let ran = self.runner.parts.clock.monotonic().saturating_sub(self.started);
         let total = self.time_at_start + u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
         run.update(|state| state.record_time(&self.step.id, total));
     }
@@ -318,40 +284,25 @@ impl Following<'_, '_> {
         }
         let (kind, message) = self.describe(status);
         let context = Vec::from(std::mem::take(&mut self.stderr)).join("\n");
-        AttemptEnd::Failed(Failure {
-            kind,
-            message,
-            context,
-        })
+        AttemptEnd::Failed(Failure { kind, message, context })
     }
 
     fn describe(&self, status: ExitStatus) -> (ErrorType, String) {
         if self.timed_out {
             let limit = humantime::format_duration(self.step.timeout.unwrap_or_default());
-            return (
-                ErrorType::Timeout,
-                format!("it ran longer than its limit of {limit}"),
-            );
+            return (ErrorType::Timeout, format!("it ran longer than its limit of {limit}"));
         }
         match (status.code(), status.signal()) {
-            (Some(126 | 127), _) => (
-                ErrorType::Configuration,
-                "its command cannot be started".to_owned(),
-            ),
-            (Some(code), _) if code > 128 => (
-                ErrorType::Resource,
-                format!("it was ended by signal {}", code - 128),
-            ),
-            (Some(code), _) => (
-                ErrorType::Processing,
-                format!("it ended with exit code {code}"),
-            ),
+            (Some(126 | 127), _) => {
+                (ErrorType::Configuration, "its command cannot be started".to_owned())
+            }
+            (Some(code), _) if code > 128 => {
+                (ErrorType::Resource, format!("it was ended by signal {}", code - 128))
+            }
+            (Some(code), _) => (ErrorType::Processing, format!("it ended with exit code {code}")),
             (None, signal) => {
                 let signal = signal.unwrap_or_default();
-                (
-                    ErrorType::Resource,
-                    format!("its supervisor was ended by signal {signal}"),
-                )
+                (ErrorType::Resource, format!("its supervisor was ended by signal {signal}"))
             }
         }
     }
@@ -375,21 +326,12 @@ fn step_environment(
         ("OXIFLOW_STEP", step.id.clone()),
         ("OXIFLOW_ATTEMPT", attempt.to_string()),
         (WORKER_VARIABLE, state.worker_id.clone().unwrap_or_default()),
-        (
-            "OXIFLOW_PROJECT_DIR",
-            runner.parts.project_dir.display().to_string(),
-        ),
+        ("OXIFLOW_PROJECT_DIR", runner.parts.project_dir.display().to_string()),
         ("OXIFLOW_LAST_PROCESSED_ID", at.last_processed_id.clone()),
         ("OXIFLOW_BATCH_NUMBER", at.batch_number.to_string()),
-        (
-            "OXIFLOW_RECORDS_PROCESSED",
-            at.records_processed.to_string(),
-        ),
+        ("OXIFLOW_RECORDS_PROCESSED", at.records_processed.to_string()),
         ("OXIFLOW_RECORDS_FAILED", at.records_failed.to_string()),
-        (
-            "OXIFLOW_DATA_SIZE_PROCESSED",
-            at.data_size_processed.to_string(),
-        ),
+        ("OXIFLOW_DATA_SIZE_PROCESSED", at.data_size_processed.to_string()),
     ];
     let mut environment: BTreeMap<String, OsString> = runner
         .parts
@@ -399,14 +341,9 @@ fn step_environment(
         .map(|(name, value)| (name.clone(), value.into()))
         .collect();
     // Steps find `oxide_flow progress` without it being installed.
-    let path = environment
-        .get("PATH")
-        .cloned()
-        .or_else(|| std::env::var_os("PATH"))
-        .unwrap_or_default();
-    let folders = program_folder()
-        .into_iter()
-        .chain(std::env::split_paths(&path));
+    let path =
+        environment.get("PATH").cloned().or_else(|| std::env::var_os("PATH")).unwrap_or_default();
+    let folders = program_folder().into_iter().chain(std::env::split_paths(&path));
     if let Ok(path) = std::env::join_paths(folders) {
         environment.insert("PATH".to_owned(), path);
     }

@@ -22,9 +22,7 @@ pub(super) fn end_processes_of(worker_id: &str) -> usize {
     let deadline = Instant::now() + PATIENCE;
     let mut ended = std::collections::HashSet::new();
     loop {
-        let found: Vec<_> = processes()
-            .filter(|pid| has_variable(*pid, &marker))
-            .collect();
+        let found: Vec<_> = processes().filter(|pid| has_variable(*pid, &marker)).collect();
         for pid in &found {
             kill(*pid, &marker);
         }
@@ -37,23 +35,15 @@ pub(super) fn end_processes_of(worker_id: &str) -> usize {
 }
 
 fn processes() -> impl Iterator<Item = i32> {
-    let entries = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok);
+    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     let own = std::process::id().cast_signed();
-    entries
-        .filter_map(|e| e.file_name().to_str()?.parse().ok())
-        .filter(move |pid| *pid != own)
+    entries.filter_map(|e| e.file_name().to_str()?.parse().ok()).filter(move |pid| *pid != own)
 }
 
 /// A zombie has no environment any more, so it does not count.
 fn has_variable(pid: i32, marker: &str) -> bool {
-    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|bytes| {
-        bytes
-            .split(|byte| *byte == 0)
-            .any(|entry| entry == marker.as_bytes())
-    })
+    fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|bytes| bytes.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes()))
 }
 
 /// The descriptor pins the process, so that the number cannot be reused between look and signal.

@@ -136,31 +136,22 @@ impl StepProcess {
         let err = |line| ProcessEvent::Output(OutputStream::Stderr, line);
         let progress = Some(std::fs::File::from(progress));
         let pieces = Lines::in_pieces;
-        read_lines(
-            child.stdout.take().map(pieces),
-            events.clone(),
-            move |line| wrap(line.map_or_else(closed, out)),
-        )?;
+        read_lines(child.stdout.take().map(pieces), events.clone(), move |line| {
+            wrap(line.map_or_else(closed, out))
+        })?;
         let pieces = Lines::in_pieces;
-        read_lines(
-            child.stderr.take().map(pieces),
-            events.clone(),
-            move |line| wrap(line.map_or_else(closed, err)),
-        )?;
+        read_lines(child.stderr.take().map(pieces), events.clone(), move |line| {
+            wrap(line.map_or_else(closed, err))
+        })?;
         read_lines(progress.map(Lines::cut), events.clone(), move |line| {
             wrap(line.map_or_else(closed, ProcessEvent::Progress))
         })?;
         let events = events.clone();
         let waiter = spawn_thread("step-waiter", move || {
             let status = wait(&mut child);
-            events
-                .send(wrap(ProcessEvent::Exited(status)))
-                .unwrap_or_default();
+            events.send(wrap(ProcessEvent::Exited(status))).unwrap_or_default();
         })?;
-        Ok(Self {
-            control,
-            waiter: Some(waiter),
-        })
+        Ok(Self { control, waiter: Some(waiter) })
     }
 
     /// Asks the step to end: SIGTERM to its process group.
@@ -227,17 +218,11 @@ struct Lines<R> {
 
 impl<R: Read> Lines<R> {
     fn in_pieces(pipe: R) -> Self {
-        Self {
-            pipe: BufReader::new(pipe),
-            cut: false,
-        }
+        Self { pipe: BufReader::new(pipe), cut: false }
     }
 
     fn cut(pipe: R) -> Self {
-        Self {
-            pipe: BufReader::new(pipe),
-            cut: true,
-        }
+        Self { pipe: BufReader::new(pipe), cut: true }
     }
 }
 
@@ -246,11 +231,7 @@ impl<R: Read> Iterator for Lines<R> {
 
     fn next(&mut self) -> Option<String> {
         let mut line = Vec::new();
-        let read = self
-            .pipe
-            .by_ref()
-            .take(LONGEST_LINE)
-            .read_until(b'\n', &mut line);
+        let read = self.pipe.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line);
         match read {
             Ok(0) => None,
             Ok(_) => {
@@ -260,10 +241,7 @@ impl<R: Read> Iterator for Lines<R> {
                 {
                     tracing::warn!(%error, "cannot read what a step writes");
                 }
-                while line
-                    .last()
-                    .is_some_and(|byte| matches!(byte, b'\n' | b'\r'))
-                {
+                while line.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
                     line.pop();
                 }
                 Some(String::from_utf8_lossy(&line).into_owned())

@@ -95,9 +95,7 @@ impl Run {
     ) -> Result<Begun> {
         let pipeline = &request.pipeline;
         // A damaged state is found before the lease is taken, so that nothing is left behind.
-        let epoch_floor = store
-            .load_state(pipeline)?
-            .map_or(0, |state| state.value.epoch);
+        let epoch_floor = store.load_state(pipeline)?.map_or(0, |state| state.value.epoch);
         let acquired = acquire(
             store,
             clock.as_ref(),
@@ -129,11 +127,7 @@ impl Run {
                     saved: clock.monotonic(),
                     dirty: false,
                 };
-                Ok(Begun {
-                    run,
-                    begin,
-                    takeover: acquired.takeover,
-                })
+                Ok(Begun { run, begin, takeover: acquired.takeover })
             }
             Err(error) => {
                 if let Err(release) = held.release() {
@@ -169,9 +163,7 @@ impl Run {
     /// How long the lease lasts after each renewal.
     #[must_use]
     pub fn lease_ttl(&self) -> Duration {
-        self.lease
-            .as_ref()
-            .map_or(Duration::ZERO, |held| held.lease().ttl())
+        self.lease.as_ref().map_or(Duration::ZERO, |held| held.lease().ttl())
     }
 
     /// Time since the lease was last renewed.
@@ -184,10 +176,7 @@ impl Run {
     #[must_use]
     pub fn stop_requested(&self) -> bool {
         self.lease.as_ref().is_some_and(|held| {
-            held.lease()
-                .requests
-                .iter()
-                .any(|request| request.kind == RequestKind::Stop)
+            held.lease().requests.iter().any(|request| request.kind == RequestKind::Stop)
         })
     }
 
@@ -335,12 +324,7 @@ fn next_state(
     previous: Option<PipelineState>,
     clock: &dyn Clock,
 ) -> (PipelineState, Begin) {
-    let steps = || {
-        request
-            .steps
-            .iter()
-            .map(|(id, name)| (id.as_str(), name.as_str()))
-    };
+    let steps = || request.steps.iter().map(|(id, name)| (id.as_str(), name.as_str()));
     match previous {
         Some(mut state) if state.can_resume() && !request.fresh => {
             let status = state.status;
@@ -350,11 +334,7 @@ fn next_state(
         previous => {
             let run_id = ulid::Ulid::generate().to_string();
             let mut state = PipelineState::new(&request.pipeline, &run_id, steps(), clock.now());
-            let begin = if previous.is_some() {
-                Begin::New
-            } else {
-                Begin::First
-            };
+            let begin = if previous.is_some() { Begin::New } else { Begin::First };
             if let Some(previous) = previous {
                 state.version = previous.version;
                 state.extra = previous.extra;
@@ -371,8 +351,7 @@ fn next_state(
 fn keep_cursor(state: &mut PipelineState, previous: Option<&StepState>) {
     let Some(previous) = previous else { return };
     if let Some(step) = state.step_states.get_mut(&previous.step_id) {
-        step.last_processed_id
-            .clone_from(&previous.last_processed_id);
+        step.last_processed_id.clone_from(&previous.last_processed_id);
         step.batch_number = previous.batch_number;
     }
 }

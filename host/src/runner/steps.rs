@@ -65,12 +65,7 @@ impl<'a> Runner<'a> {
     #[must_use]
     pub fn new(parts: RunnerParts<'a>) -> Self {
         let (sender, events) = channel();
-        Self {
-            parts,
-            sender,
-            events,
-            control: Control::default(),
-        }
+        Self { parts, sender, events, control: Control::default() }
     }
 
     /// A handle that stops this run.
@@ -101,18 +96,12 @@ impl<'a> Runner<'a> {
                 sender.send(event).unwrap_or_default();
             },
         )?;
-        self.parts
-            .observer
-            .event(RunEvent::Began(&begin, run.state()));
+        self.parts.observer.event(RunEvent::Began(&begin, run.state()));
         self.warn_of_removed_steps(&run);
 
         let mut passed_over = Vec::new();
         for step in &self.parts.pipeline.steps {
-            let before = run
-                .state()
-                .step_states
-                .get(&step.id)
-                .map(|state| state.status);
+            let before = run.state().step_states.get(&step.id).map(|state| state.status);
             let failed_before = before == Some(StepStatus::Failed) && step.continue_on_error;
             if before == Some(StepStatus::Completed) {
                 self.parts.observer.event(RunEvent::StepSkipped(step));
@@ -136,29 +125,21 @@ impl<'a> Runner<'a> {
                     let pipeline = run.state().pipeline_id.clone();
                     run.finish(PipelineStatus::Failed)?;
                     let what = format!("step `{}` of pipeline `{pipeline}` failed", step.name);
-                    return Err(Error::new(ErrorKind::StepFailed, what)
-                        .because(message)
-                        .hint(format!(
+                    return Err(Error::new(ErrorKind::StepFailed, what).because(message).hint(
+                        format!(
                             "run `oxide_flow run {pipeline}` again to resume at this step, \
                              or `oxide_flow state show {pipeline}` to see what happened"
-                        )));
+                        ),
+                    ));
                 }
                 StepEnd::Stopped(cause) => {
                     let state = run.pause()?;
-                    return Ok(Outcome {
-                        state,
-                        stopped: Some(cause),
-                        passed_over,
-                    });
+                    return Ok(Outcome { state, stopped: Some(cause), passed_over });
                 }
             }
         }
         let state = run.complete()?;
-        Ok(Outcome {
-            state,
-            stopped: None,
-            passed_over,
-        })
+        Ok(Outcome { state, stopped: None, passed_over })
     }
 
     /// A worker that died may have left processes; they end before anything runs again.
@@ -168,9 +149,7 @@ impl<'a> Runner<'a> {
         } else {
             0
         };
-        self.parts
-            .observer
-            .event(RunEvent::TookOver(takeover, left));
+        self.parts.observer.event(RunEvent::TookOver(takeover, left));
     }
 
     fn warn_of_removed_steps(&self, run: &Run) {
@@ -195,9 +174,7 @@ impl<'a> Runner<'a> {
         let mut backoff = FIRST_BACKOFF;
         for attempt in 1.. {
             run.checkpoint(|state| state.start_step(&step.id, self.parts.clock.now()))?;
-            self.parts
-                .observer
-                .event(RunEvent::StepStarted(step, step_state(run, step)?, attempt));
+            self.parts.observer.event(RunEvent::StepStarted(step, step_state(run, step)?, attempt));
             let end = attempt::follow(self, run, step, attempt);
             let now = self.parts.clock.now();
             match end? {
@@ -227,9 +204,7 @@ impl<'a> Runner<'a> {
                         }
                     })?;
                     let pause = again.then_some(backoff);
-                    self.parts
-                        .observer
-                        .event(RunEvent::StepFailed(step, &failure.message, pause));
+                    self.parts.observer.event(RunEvent::StepFailed(step, &failure.message, pause));
                     if !again {
                         return Ok(StepEnd::Failed(failure.message));
                     }
@@ -240,10 +215,7 @@ impl<'a> Runner<'a> {
                 }
             }
         }
-        Err(Error::new(
-            ErrorKind::Internal,
-            "a step has more attempts than can be counted",
-        ))
+        Err(Error::new(ErrorKind::Internal, "a step has more attempts than can be counted"))
     }
 
     /// Waits between two attempts, unless the run is stopped meanwhile.
@@ -265,9 +237,6 @@ impl<'a> Runner<'a> {
 /// The state of a step, which every step of the pipeline has since the run began.
 pub(super) fn step_state<'r>(run: &'r Run, step: &Step) -> Result<&'r StepState> {
     run.state().step_states.get(&step.id).ok_or_else(|| {
-        Error::new(
-            ErrorKind::Internal,
-            format!("the state has no step `{}`", step.id),
-        )
+        Error::new(ErrorKind::Internal, format!("the state has no step `{}`", step.id))
     })
 }

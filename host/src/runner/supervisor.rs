@@ -62,10 +62,7 @@ pub fn supervise(lease: &OsStr, program: &OsStr, arguments: &[OsString]) -> i32 
         Ok(status) => exit_code(status),
         Err(error) => {
             // The runner shows this as output of the step.
-            report(&format!(
-                "cannot start `{}`: {error}",
-                program.to_string_lossy()
-            ));
+            report(&format!("cannot start `{}`: {error}", program.to_string_lossy()));
             CANNOT_START
         }
     }
@@ -84,31 +81,18 @@ fn start(
     renewed: Instant,
 ) -> std::io::Result<ExitStatus> {
     // The supervisor outlives a SIGTERM to everybody, to see how the step takes it.
-    signal_hook::flag::register(
-        signal_hook::consts::SIGTERM,
-        Arc::new(AtomicBool::new(false)),
-    )?;
-    signal_hook::flag::register(
-        signal_hook::consts::SIGINT,
-        Arc::new(AtomicBool::new(false)),
-    )?;
+    signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::new(AtomicBool::new(false)))?;
+    signal_hook::flag::register(signal_hook::consts::SIGINT, Arc::new(AtomicBool::new(false)))?;
     let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .stdin(Stdio::null())
-        .process_group(0);
+    command.args(arguments).stdin(Stdio::null()).process_group(0);
     // Opened again, the pipe gets the lowest free number, which shells can redirect to: dash
     // takes only one digit.
     let progress = match std::env::var(PROGRESS_FD) {
         Ok(number) => {
-            let pipe = std::fs::File::options()
-                .write(true)
-                .open(format!("/proc/self/fd/{number}"))?;
+            let pipe =
+                std::fs::File::options().write(true).open(format!("/proc/self/fd/{number}"))?;
             rustix::io::fcntl_setfd(&pipe, FdFlags::empty())?;
-            command.env(
-                PROGRESS_FD,
-                std::os::fd::AsRawFd::as_raw_fd(&pipe).to_string(),
-            );
+            command.env(PROGRESS_FD, std::os::fd::AsRawFd::as_raw_fd(&pipe).to_string());
             Some(pipe)
         }
         Err(_) => None,
@@ -130,10 +114,7 @@ fn obey(group: Pid, patience: Duration, mut heard: Instant) {
     let control = std::io::stdin();
     loop {
         let left = patience.saturating_sub(heard.elapsed());
-        let timeout = Timespec::try_from(left).unwrap_or(Timespec {
-            tv_sec: 1,
-            tv_nsec: 0,
-        });
+        let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
         match poll(&mut [PollFd::new(&control, PollFlags::IN)], Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => continue,
             Ok(ready) if ready > 0 => {}

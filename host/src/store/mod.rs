@@ -130,13 +130,7 @@ impl StateStore {
         let pipeline = &lease.pipeline_id;
         let body = body_of(lease)?;
         self.records
-            .put(
-                &Call::within(timeout),
-                &keys::lease(pipeline),
-                AUXILIARY_SCHEMA,
-                &body,
-                expected,
-            )
+            .put(&Call::within(timeout), &keys::lease(pipeline), AUXILIARY_SCHEMA, &body, expected)
             .map(|(version, _)| version)
             .map_err(|error| {
                 Error::from(error).while_doing(format!("cannot write the lease of `{pipeline}`"))
@@ -210,10 +204,7 @@ impl StateStore {
             return Ok(None);
         };
         let value = parse(key, &record, schema)?;
-        Ok(Some(Versioned {
-            value,
-            version: record.version,
-        }))
+        Ok(Some(Versioned { value, version: record.version }))
     }
 
     fn save<T: Serialize>(
@@ -224,13 +215,7 @@ impl StateStore {
         expected: &Expected,
     ) -> Result<(Version, usize)> {
         let body = body_of(value)?;
-        Ok(self.records.put(
-            &Call::within(OPERATION_TIMEOUT),
-            key,
-            schema,
-            &body,
-            expected,
-        )?)
+        Ok(self.records.put(&Call::within(OPERATION_TIMEOUT), key, schema, &body, expected)?)
     }
 
     fn names(&self, prefix: &str, what: &str) -> Result<Vec<PipelineName>> {
@@ -285,10 +270,7 @@ fn check_subject(state: &PipelineState, pipeline: &PipelineName) -> Result<()> {
     if state.pipeline_id == *pipeline {
         return Ok(());
     }
-    let message = format!(
-        "the record holds the state of pipeline `{}`",
-        state.pipeline_id
-    );
+    let message = format!("the record holds the state of pipeline `{}`", state.pipeline_id);
     Err(Error::new(ErrorKind::Corrupt, message))
 }
 

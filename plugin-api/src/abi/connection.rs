@@ -51,9 +51,7 @@ pub unsafe fn describe(table: &'static BackendTable) -> Result<Description, Back
     }
     let json = answer.value.unwrap_or_default();
     serde_json::from_slice(&json).map_err(|error| {
-        BackendError::internal(format!(
-            "the backend's description is not as agreed: {error}"
-        ))
+        BackendError::internal(format!("the backend's description is not as agreed: {error}"))
     })
 }
 
@@ -91,23 +89,14 @@ impl AbiConnection {
         let reply = answer.reply();
         // SAFETY: all pointers live through the call, the host for ever.
         let code = unsafe {
-            (table.open)(
-                abi_host,
-                AbiSlice::new(config),
-                &raw mut opened,
-                &raw const reply,
-            )
+            (table.open)(abi_host, AbiSlice::new(config), &raw mut opened, &raw const reply)
         };
         if code != status::OK {
             return Err(answer.into_error(code, None));
         }
         // An opened store promises at most what its plugin does.
         let capabilities = Capabilities::from_bits(opened.capabilities & table.capabilities);
-        Ok(Self {
-            table,
-            handle: opened.handle,
-            capabilities,
-        })
+        Ok(Self { table, handle: opened.handle, capabilities })
     }
 }
 
@@ -133,12 +122,10 @@ impl Storage for AbiConnection {
         let code = unsafe { (self.table.get)(self.handle, &raw const call, key, &raw const reply) };
         match code {
             status::OK => {
-                let value = answer
-                    .value
-                    .ok_or_else(|| broken("get returned ok without a value"))?;
-                let version = answer
-                    .version
-                    .ok_or_else(|| broken("get returned ok without a version"))?;
+                let value =
+                    answer.value.ok_or_else(|| broken("get returned ok without a value"))?;
+                let version =
+                    answer.version.ok_or_else(|| broken("get returned ok without a version"))?;
                 Ok(Some(Entry { value, version }))
             }
             status::NOT_FOUND => Ok(None),
@@ -211,10 +198,7 @@ impl Storage for AbiConnection {
         limit: usize,
     ) -> Result<Vec<Listed>, BackendError> {
         let call = AbiCall::try_from(call)?;
-        let mut answer = Answer {
-            limit,
-            ..Answer::default()
-        };
+        let mut answer = Answer { limit, ..Answer::default() };
         let reply = answer.reply();
         // SAFETY: the handle is open and all pointers live through the call.
         let code = unsafe {
@@ -247,12 +231,7 @@ impl Storage for AbiConnection {
         };
         // SAFETY: the handle is open and all pointers live through the call.
         let code = unsafe {
-            (self.table.health)(
-                self.handle,
-                &raw const call,
-                &raw mut health,
-                &raw const reply,
-            )
+            (self.table.health)(self.handle, &raw const call, &raw mut health, &raw const reply)
         };
         if code != status::OK {
             return Err(answer.into_error(code, None));
@@ -261,9 +240,7 @@ impl Storage for AbiConnection {
             latency: known(health.latency_ns).map(Duration::from_nanos),
             used_bytes: known(health.used_bytes),
             free_bytes: known(health.free_bytes),
-            server_version: answer
-                .value
-                .map(|text| String::from_utf8_lossy(&text).into_owned()),
+            server_version: answer.value.map(|text| String::from_utf8_lossy(&text).into_owned()),
         })
     }
 }
@@ -274,16 +251,11 @@ impl TryFrom<&Call> for AbiCall {
     /// Fails with `Timeout` when no time is left, since 0 means *no deadline* in the ABI.
     fn try_from(call: &Call) -> Result<Self, BackendError> {
         call.check()?;
-        let timeout_ns = call.remaining().map_or(0, |left| {
-            u64::try_from(left.as_nanos()).unwrap_or(u64::MAX).max(1)
-        });
+        let timeout_ns = call
+            .remaining()
+            .map_or(0, |left| u64::try_from(left.as_nanos()).unwrap_or(u64::MAX).max(1));
         let struct_size = size_of::<Self>() as u32;
-        Ok(Self {
-            struct_size,
-            reserved: 0,
-            timeout_ns,
-            trace_id: *call.trace_id(),
-        })
+        Ok(Self { struct_size, reserved: 0, timeout_ns, trace_id: *call.trace_id() })
     }
 }
 
@@ -332,13 +304,8 @@ unsafe extern "C" fn take_message(context: *mut c_void, text: AbiSlice) {
 
 unsafe extern "C" fn take_value(context: *mut c_void, value: AbiSlice, version: *const AbiVersion) {
     // SAFETY: as in `take_message`; `version` is null or valid during this callback.
-    let (answer, value, version) = unsafe {
-        (
-            &mut *context.cast::<Answer>(),
-            value.bytes(),
-            version.as_ref(),
-        )
-    };
+    let (answer, value, version) =
+        unsafe { (&mut *context.cast::<Answer>(), value.bytes(), version.as_ref()) };
     answer.value = Some(value.to_vec());
     answer.version = version.and_then(AbiVersion::to_version);
 }
@@ -356,12 +323,7 @@ unsafe extern "C" fn take_row(context: *mut c_void, row: *const AbiListed) -> i3
         (Ok(key), Some(version)) if !key.is_empty() => {
             let modified = known(row.modified_ms)
                 .and_then(|ms| UNIX_EPOCH.checked_add(Duration::from_millis(ms)));
-            answer.rows.push(Listed {
-                key: key.to_owned(),
-                version,
-                size: row.size,
-                modified,
-            });
+            answer.rows.push(Listed { key: key.to_owned(), version, size: row.size, modified });
         }
         _ => answer.broken_row = true,
     }
@@ -377,12 +339,7 @@ unsafe extern "C" fn forward_log(
 ) {
     // SAFETY: `context` is the leaked `Host`, and the slices are valid during this callback.
     let (host, target, message, fields) = unsafe {
-        (
-            &*context.cast::<Host>().cast_const(),
-            target.bytes(),
-            message.bytes(),
-            fields.bytes(),
-        )
+        (&*context.cast::<Host>().cast_const(), target.bytes(), message.bytes(), fields.bytes())
     };
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     host.log(&LogLine {

@@ -33,9 +33,10 @@ impl<'a> Context<'a> {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         let nanoseconds = since_epoch.unwrap_or_default().as_nanos();
-        let name_hash = clause.name.bytes().fold(0_u64, |hash, byte| {
-            hash.wrapping_mul(31).wrapping_add(u64::from(byte))
-        });
+        let name_hash = clause
+            .name
+            .bytes()
+            .fold(0_u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
         Self {
             subject,
             settings,
@@ -62,9 +63,7 @@ impl<'a> Context<'a> {
     /// # Errors
     /// When it does not open.
     pub fn open(&self) -> Result<Box<dyn Storage>, Failure> {
-        self.subject
-            .open()
-            .map_err(|error| Failure::new("open", "a store", describe(&error)))
+        self.subject.open().map_err(|error| Failure::new("open", "a store", describe(&error)))
     }
 
     /// Notes a key outside the prefix, to be removed if it is still at this version.
@@ -79,9 +78,7 @@ impl<'a> Context<'a> {
         };
         let call = Call::within(PATIENCE);
         for (key, version) in self.bare.drain(..) {
-            storage
-                .delete(&call, &key, &Expected::Version(version))
-                .ok();
+            storage.delete(&call, &key, &Expected::Version(version)).ok();
         }
         // A listing that never ends must not keep the suite from ending.
         for _ in 0..100 {

@@ -32,11 +32,8 @@ pub(super) const CLAUSES: &[Clause] = &[
     },
 ];
 
-const DEADLINES: [Duration; 3] = [
-    Duration::ZERO,
-    Duration::from_millis(1),
-    Duration::from_millis(20),
-];
+const DEADLINES: [Duration; 3] =
+    [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(20)];
 
 /// Makes a call with this deadline and checks when it returns and with what.
 fn in_time<T>(
@@ -73,16 +70,10 @@ fn every_call(
     slack: Duration,
 ) -> Result<(), Failure> {
     let key = format!("{prefix}timed");
-    in_time("put", deadline, slack, |call| {
-        storage.put(call, &key, b"x", &Expected::Any)
-    })?;
+    in_time("put", deadline, slack, |call| storage.put(call, &key, b"x", &Expected::Any))?;
     in_time("get", deadline, slack, |call| storage.get(call, &key))?;
-    in_time("list", deadline, slack, |call| {
-        storage.list(call, prefix, None, 100)
-    })?;
-    in_time("delete", deadline, slack, |call| {
-        storage.delete(call, &key, &Expected::Any)
-    })?;
+    in_time("list", deadline, slack, |call| storage.list(call, prefix, None, 100))?;
+    in_time("delete", deadline, slack, |call| storage.delete(call, &key, &Expected::Any))?;
     in_time("health", deadline, slack, |call| storage.health(call))
 }
 
@@ -90,12 +81,7 @@ fn short_deadlines_are_kept(context: &mut Context<'_>) -> Result<Verdict, Failur
     let storage = context.open()?;
     for _ in 0..5 {
         for deadline in DEADLINES {
-            every_call(
-                &*storage,
-                context.prefix(),
-                deadline,
-                context.settings.slack,
-            )?;
+            every_call(&*storage, context.prefix(), deadline, context.settings.slack)?;
         }
     }
     // The store is none the worse for it.

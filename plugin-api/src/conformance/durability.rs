@@ -28,9 +28,7 @@ pub(super) fn killed_writer_leaves_whole_values(
 ) -> Result<Verdict, Failure> {
     let storage = context.open()?;
     if !is_multi_process(&*storage) && !is_durable(&*storage) {
-        return Ok(Verdict::skipped(
-            "the backend is neither durable nor multi-process",
-        ));
+        return Ok(Verdict::skipped("the backend is neither durable nor multi-process"));
     }
     // A store that is not shared between processes must not be open here while a worker has it.
     let mut shared = is_multi_process(&*storage).then_some(storage);
@@ -101,9 +99,7 @@ fn run_and_kill(
         };
         for line in &lines {
             // Waiting for readers counts as well, so the shortest says best how long writing takes.
-            let words = line
-                .strip_prefix("acked ")
-                .and_then(|it| it.split_once(' '));
+            let words = line.strip_prefix("acked ").and_then(|it| it.split_once(' '));
             if let Some((Ok(number), Ok(micros))) = words.map(|it| (it.0.parse(), it.1.parse()))
                 && is_large(number)
             {
@@ -122,10 +118,7 @@ fn run_and_kill(
 
 /// The number in the last line that starts with `word`.
 fn last(word: &str, lines: &[String]) -> Option<u64> {
-    let mut numbers = lines
-        .iter()
-        .rev()
-        .filter_map(|line| line.strip_prefix(word));
+    let mut numbers = lines.iter().rev().filter_map(|line| line.strip_prefix(word));
     numbers.next()?.split(' ').next()?.parse().ok()
 }
 

@@ -235,25 +235,17 @@ fn expired_deadline_changes_nothing(context: &mut Context<'_>) -> Result<Verdict
         match storage.put(&call, key, b"intruder", &Expected::Any) {
             Err(error) if !unknown(error.kind()) => {}
             _ => {
-                return Ok(Verdict::skipped(
-                    "the call did not fail with the store unchanged",
-                ));
+                return Ok(Verdict::skipped("the call did not fail with the store unchanged"));
             }
         }
         probe.is_unchanged(context.prefix(), &before, "a put with an expired deadline")?;
         match storage.delete(&call, key, &Expected::Any) {
             Err(error) if !unknown(error.kind()) => {}
             _ => {
-                return Ok(Verdict::skipped(
-                    "the call did not fail with the store unchanged",
-                ));
+                return Ok(Verdict::skipped("the call did not fail with the store unchanged"));
             }
         }
-        probe.is_unchanged(
-            context.prefix(),
-            &before,
-            "a delete with an expired deadline",
-        )?;
+        probe.is_unchanged(context.prefix(), &before, "a delete with an expired deadline")?;
     }
     Ok(Verdict::Passed)
 }
@@ -283,7 +275,5 @@ fn too_large_changes_nothing(context: &mut Context<'_>) -> Result<Verdict, Failu
             }
         }
     }
-    Ok(Verdict::skipped(
-        "the backend took every value that was tried",
-    ))
+    Ok(Verdict::skipped("the backend took every value that was tried"))
 }

@@ -74,12 +74,7 @@ impl History {
         };
         let id =
             pattern::id(&entry.value).map_err(|found| Failure::new(did, "a whole value", found))?;
-        self.sights.push(Sight {
-            version: entry.version,
-            id: Some(id),
-            invoked,
-            returned,
-        });
+        self.sights.push(Sight { version: entry.version, id: Some(id), invoked, returned });
         Ok(Some((entry, id)))
     }
 
@@ -103,12 +98,9 @@ impl History {
             Err(error) if error.kind() == ErrorKind::OutcomeUnknown => Landing::Unknown,
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 match error.current().copied() {
-                    Some(version) if version != replaces => self.sights.push(Sight {
-                        version,
-                        id: None,
-                        invoked,
-                        returned,
-                    }),
+                    Some(version) if version != replaces => {
+                        self.sights.push(Sight { version, id: None, invoked, returned })
+                    }
                     current => self.wrong = Some(wrong_conflict(replaces, current)),
                 }
                 Landing::Refused(describe(&error))
@@ -119,13 +111,7 @@ impl History {
                 return Err(Failure::new(did, expected, describe(&error)));
             }
         };
-        self.writes.push(Write {
-            id,
-            replaces,
-            invoked,
-            returned,
-            landing,
-        });
+        self.writes.push(Write { id, replaces, invoked, returned, landing });
         Ok(acknowledged)
     }
 
@@ -139,11 +125,8 @@ impl History {
     /// Settles unknown outcomes by what was seen, and checks that no refused write was seen and no
     /// value at a version it was not given.
     pub(super) fn settle(&mut self) -> Result<(), Failure> {
-        let mut by_id: HashMap<u64, &mut Write> = self
-            .writes
-            .iter_mut()
-            .map(|write| (write.id, write))
-            .collect();
+        let mut by_id: HashMap<u64, &mut Write> =
+            self.writes.iter_mut().map(|write| (write.id, write)).collect();
         for sight in &self.sights {
             let Some(write) = sight.id.and_then(|id| by_id.get_mut(&id)) else {
                 continue;
@@ -312,13 +295,8 @@ mod tests {
         let base = Instant::now();
         let numbered = writes.iter().zip(1..);
         let history = History {
-            writes: numbered
-                .map(|(&(from, to, at), id)| swap(base, id, from, to, at))
-                .collect(),
-            sights: reads
-                .iter()
-                .map(|&(version, at)| read(base, version, at))
-                .collect(),
+            writes: numbered.map(|(&(from, to, at), id)| swap(base, id, from, to, at)).collect(),
+            sights: reads.iter().map(|&(version, at)| read(base, version, at)).collect(),
             wrong: None,
         };
         let result = history.check(Version::from(0));
@@ -328,13 +306,7 @@ mod tests {
     #[test]
     fn a_linearizable_history_passes() {
         let writes = [(0, 1, (0, 10)), (1, 2, (5, 20)), (2, 3, (30, 40))];
-        let reads = [
-            (0, (0, 4)),
-            (1, (3, 8)),
-            (2, (6, 35)),
-            (3, (31, 32)),
-            (3, (50, 60)),
-        ];
+        let reads = [(0, (0, 4)), (1, (3, 8)), (2, (6, 35)), (3, (31, 32)), (3, (50, 60))];
         assert_eq!(check(&writes, &reads), None);
     }
 
@@ -363,11 +335,7 @@ mod tests {
         refused.landing = Landing::Refused("timeout".to_owned());
         let mut sight = read(base, 1, (0, 10));
         sight.id = Some(1);
-        let mut history = History {
-            writes: vec![refused],
-            sights: vec![sight],
-            wrong: None,
-        };
+        let mut history = History { writes: vec![refused], sights: vec![sight], wrong: None };
         assert!(history.settle().is_err());
         history.writes[0].landing = Landing::Unknown;
         history.settle().unwrap();

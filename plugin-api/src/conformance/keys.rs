@@ -187,8 +187,7 @@ fn live_side_by_side(probe: Probe<'_>, keys: &[String]) -> Result<(), Failure> {
     }
     let check = |from: usize| {
         let left = keys.iter().zip(&versions).skip(from);
-        left.into_iter()
-            .try_for_each(|(key, version)| probe.holds(key, &value_of(key), *version))
+        left.into_iter().try_for_each(|(key, version)| probe.holds(key, &value_of(key), *version))
     };
     check(0)?;
     for (at, key) in keys.iter().enumerate() {
@@ -223,9 +222,7 @@ fn hostile_keys_at_the_root(context: &mut Context<'_>) -> Result<Verdict, Failur
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 let current = error.current();
                 if let Some((other, _)) = versions.iter().find(|it| Some(&it.1) == current)
-                    && probe
-                        .get(key)?
-                        .is_some_and(|it| it.value == value_of(other))
+                    && probe.get(key)?.is_some_and(|it| it.value == value_of(other))
                 {
                     let found = format!("the key {}", show(other));
                     return Err(Failure::new(
@@ -252,20 +249,8 @@ fn long_keys_work(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let storage = context.open()?;
     let mut keys = Vec::new();
     for length in [200, 254, 255, 256, 257, 511, 512] {
-        for unit in [
-            "x",
-            "x/",
-            "/",
-            ".",
-            "..",
-            "../",
-            "%",
-            "\0",
-            "\u{e9}",
-            "\u{1f980}",
-            "A",
-            "a b",
-        ] {
+        for unit in ["x", "x/", "/", ".", "..", "../", "%", "\0", "\u{e9}", "\u{1f980}", "A", "a b"]
+        {
             keys.push(filled(context.prefix(), unit, length));
             keys.push(filled(context.prefix(), unit, length - 1) + "y");
         }

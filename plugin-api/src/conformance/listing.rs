@@ -116,17 +116,9 @@ fn listing_is_exact(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let probe = Probe::new(&*storage);
     let keys = furnish(context, probe)?;
     let overwritten = &keys[3];
-    probe.put(
-        overwritten,
-        b"another size, another version",
-        &Expected::Any,
-    )?;
+    probe.put(overwritten, b"another size, another version", &Expected::Any)?;
     probe.delete(&keys[5], &Expected::Any)?;
-    let left: Vec<&str> = keys
-        .iter()
-        .filter(|key| **key != keys[5])
-        .map(String::as_str)
-        .collect();
+    let left: Vec<&str> = keys.iter().filter(|key| **key != keys[5]).map(String::as_str).collect();
     let rows = probe.list_all(context.prefix())?;
     same_keys("list all keys".to_owned(), &left, &rows)?;
     for row in rows {
@@ -218,21 +210,10 @@ fn after_absent_keys(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let mut keys = furnish(context, probe)?;
     let deleted = keys.remove(10);
     probe.delete(&deleted, &Expected::Any)?;
-    let absent = [
-        "a/a",
-        "a\u{0}",
-        "b/1\u{1}",
-        "zzz",
-        "\u{10ffff}\u{10ffff}",
-        "",
-    ];
+    let absent = ["a/a", "a\u{0}", "b/1\u{1}", "zzz", "\u{10ffff}\u{10ffff}", ""];
     let absent = absent.iter().map(|name| context.key(name));
     // Before and after everything under the prefix, too.
-    let outside = [
-        "\u{1}".to_owned(),
-        "\u{10ffff}".to_owned(),
-        "conf".to_owned(),
-    ];
+    let outside = ["\u{1}".to_owned(), "\u{10ffff}".to_owned(), "conf".to_owned()];
     for after in absent.chain(outside).chain([deleted]) {
         let greater = keys.iter().map(String::as_str);
         let greater: Vec<&str> = greater.filter(|key| **key > *after).collect();
@@ -246,9 +227,8 @@ fn after_absent_keys(context: &mut Context<'_>) -> Result<Verdict, Failure> {
 fn stable_keys_are_listed(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let storage = context.open()?;
     let probe = Probe::new(&*storage);
-    let stable: Vec<String> = (0..30)
-        .map(|number| context.key(&format!("{number:02}-stable")))
-        .collect();
+    let stable: Vec<String> =
+        (0..30).map(|number| context.key(&format!("{number:02}-stable"))).collect();
     for key in &stable {
         probe.put(key, b"stable", &Expected::Any)?;
     }
@@ -273,10 +253,8 @@ fn stable_keys_are_listed(context: &mut Context<'_>) -> Result<Verdict, Failure>
             let result = (0..40).try_for_each(|round| {
                 let limit = [1, 2, 7, 1000][round % 4];
                 let rows = pages(probe, context.prefix(), None, limit, |_| false)?;
-                let kept: Vec<Listed> = rows
-                    .into_iter()
-                    .filter(|row| !row.key.ends_with("-come-and-go"))
-                    .collect();
+                let kept: Vec<Listed> =
+                    rows.into_iter().filter(|row| !row.key.ends_with("-come-and-go")).collect();
                 let stable: Vec<&str> = stable.iter().map(String::as_str).collect();
                 let did = format!("list in pages of {limit} while other keys come and go");
                 same_keys(did, &stable, &kept)

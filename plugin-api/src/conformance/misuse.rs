@@ -28,11 +28,7 @@ pub(super) const CLAUSES: &[Clause] = &[
         name: "hostile options end in errors and the store still opens",
         run: hostile_options,
     },
-    Clause {
-        number: 14,
-        name: "many opens at once of one store work",
-        run: many_opens,
-    },
+    Clause { number: 14, name: "many opens at once of one store work", run: many_opens },
     Clause {
         number: 14,
         name: "closing one handle leaves the others working",
@@ -60,10 +56,7 @@ fn works(storage: &dyn Storage, key: &str, did: &str) -> Result<(), Failure> {
         }
         probe.delete(key, &Expected::Version(version))
     };
-    check().map_err(|failure| Failure {
-        did: format!("{} after {did}", failure.did),
-        ..failure
-    })
+    check().map_err(|failure| Failure { did: format!("{} after {did}", failure.did), ..failure })
 }
 
 fn hostile_calls(context: &mut Context<'_>) -> Result<Verdict, Failure> {
@@ -72,10 +65,8 @@ fn hostile_calls(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let keys = ["", "\0", "..", "\u{10ffff}", &long];
     let versions: [&[u8]; 6] = [&[0], &[0xff], &[0xff; 60], b"\"", b"'; --", b"-1"];
     let versions = versions.into_iter().filter_map(Version::new);
-    let expectations: Vec<Expected> = versions
-        .map(Expected::Version)
-        .chain([Expected::Absent])
-        .collect();
+    let expectations: Vec<Expected> =
+        versions.map(Expected::Version).chain([Expected::Absent]).collect();
     for deadline in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
         let call = Call::within(deadline).with_trace_id([0xff; 16]);
         for key in keys {
@@ -85,11 +76,7 @@ fn hostile_calls(context: &mut Context<'_>) -> Result<Verdict, Failure> {
                 for after in after {
                     // An empty prefix without a limit would read the whole of a store that may
                     // hold much else.
-                    let prefix = if key.is_empty() {
-                        context.prefix()
-                    } else {
-                        key
-                    };
+                    let prefix = if key.is_empty() { context.prefix() } else { key };
                     let result = storage.list(&call, prefix, after, limit);
                     let rows = result.as_ref().map_or(0, Vec::len);
                     survived("list with hostile arguments", result)?;
@@ -128,13 +115,7 @@ fn hostile_options(context: &mut Context<'_>) -> Result<Verdict, Failure> {
         names.push(name.clone());
     }
     for name in names {
-        let values = [
-            Value::Null,
-            deep.clone(),
-            json!(-1),
-            json!(1e300),
-            json!(u64::MAX),
-        ];
+        let values = [Value::Null, deep.clone(), json!(-1), json!(1e300), json!(u64::MAX)];
         for value in values {
             // A number may be a right value for an option, and then opens the store.
             let result = context.subject.open_with(json!({ &name: value }));
@@ -179,11 +160,7 @@ fn many_opens(context: &mut Context<'_>) -> Result<Verdict, Failure> {
         };
         join_all((0..8).map(open).collect())
     })?;
-    works(
-        &*first,
-        &context.key("first"),
-        "it was opened many times at once",
-    )?;
+    works(&*first, &context.key("first"), "it was opened many times at once")?;
     Ok(if opened.contains(&true) {
         Verdict::Passed
     } else {

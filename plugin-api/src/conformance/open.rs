@@ -26,10 +26,7 @@ fn fails_open(
     option: &str,
     secret: &str,
 ) -> Result<(), Failure> {
-    let did = format!(
-        "open with {}",
-        options.to_string().replace(secret, "<secret>")
-    );
+    let did = format!("open with {}", options.to_string().replace(secret, "<secret>"));
     let error = match context.subject.open_with(options) {
         Ok(_) => return Err(Failure::new(did, "invalid", "ok")),
         Err(error) => error,
@@ -51,12 +48,7 @@ fn fails_open(
 fn unknown_option_is_named(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let secret = format!("hunter2-{:x}", context.random.number());
     let option = "conformance_unknown_option";
-    for value in [
-        json!(true),
-        json!(secret),
-        json!({ "nested": secret }),
-        json!([1]),
-    ] {
+    for value in [json!(true), json!(secret), json!({ "nested": secret }), json!([1])] {
         fails_open(context, json!({ option: value }), option, &secret)?;
     }
     // After all that, the right options still work.
@@ -88,9 +80,7 @@ fn wrong_values(schema: &Value, secret: &str) -> Vec<Value> {
 
 fn wrong_type_is_named(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let Some(schema) = context.subject.config_schema() else {
-        return Ok(Verdict::skipped(
-            "the subject gives no schema of the options",
-        ));
+        return Ok(Verdict::skipped("the subject gives no schema of the options"));
     };
     let secret = format!("hunter2-{:x}", context.random.number());
     let mut tried = 0;

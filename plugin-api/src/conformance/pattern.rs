@@ -65,28 +65,16 @@ pub(super) fn id(bytes: &[u8]) -> Result<u64, String> {
         bytes.and_then(|bytes| bytes.try_into().ok())
     };
     let (Some(size), Some(id)) = (number(0..8), number(8..16)) else {
-        return Err(format!(
-            "a value of {} bytes, shorter than any that was written",
-            bytes.len()
-        ));
+        return Err(format!("a value of {} bytes, shorter than any that was written", bytes.len()));
     };
     let (size, id) = (u64::from_le_bytes(size), u64::from_le_bytes(id));
     if size != bytes.len() as u64 {
-        return Err(format!(
-            "a value of {} bytes that was written with {size} bytes",
-            bytes.len()
-        ));
+        return Err(format!("a value of {} bytes that was written with {size} bytes", bytes.len()));
     }
     let whole = value(id, bytes.len());
-    match whole
-        .iter()
-        .zip(bytes)
-        .position(|(wanted, found)| wanted != found)
-    {
+    match whole.iter().zip(bytes).position(|(wanted, found)| wanted != found) {
         None => Ok(id),
-        Some(at) => Err(format!(
-            "a value of {size} bytes that is not its own from byte {at} on"
-        )),
+        Some(at) => Err(format!("a value of {size} bytes that is not its own from byte {at} on")),
     }
 }
 

@@ -61,8 +61,7 @@ impl<'a> Probe<'a> {
         value: &[u8],
         expected: &Expected,
     ) -> Result<Version, BackendError> {
-        self.storage
-            .put(&Call::within(PATIENCE), key, value, expected)
+        self.storage.put(&Call::within(PATIENCE), key, value, expected)
     }
 
     /// Deletes a key that exists.
@@ -139,10 +138,7 @@ impl<'a> Probe<'a> {
         let entries = rows.iter().map(|row| self.get(&row.key));
         Ok(Snapshot {
             entries: entries.collect::<Result<_, _>>()?,
-            rows: rows
-                .into_iter()
-                .map(|row| (row.key, row.version, row.size))
-                .collect(),
+            rows: rows.into_iter().map(|row| (row.key, row.version, row.size)).collect(),
         })
     }
 
@@ -240,8 +236,5 @@ fn expectation(expected: &Expected) -> String {
 
 fn put_text(key: &str, value: &[u8], expected: &Expected) -> String {
     let (key, size) = (show(key), value.len());
-    format!(
-        "put {key} with {size} bytes expecting {}",
-        expectation(expected)
-    )
+    format!("put {key} with {size} bytes expecting {}", expectation(expected))
 }

@@ -26,10 +26,7 @@ fn processes_increment(context: &mut Context<'_>) -> Result<Verdict, Failure> {
         return Ok(Verdict::skipped("the backend is not multi-process"));
     }
     let probe = Probe::new(&*storage);
-    let (processes, times) = (
-        context.settings.processes,
-        context.settings.process_increments,
-    );
+    let (processes, times) = (context.settings.processes, context.settings.process_increments);
     let spec = WorkerSpec {
         prefix: context.key("processes/"),
         seed: context.random.number(),
@@ -107,15 +104,9 @@ impl Swaps {
 }
 
 fn parse(hexadecimal: &str) -> Result<Version, Failure> {
-    let byte = |at| {
-        hexadecimal
-            .get(at..at + 2)
-            .map(|text| u8::from_str_radix(text, 16))
-    };
-    let bytes: Option<Vec<u8>> = (0..hexadecimal.len())
-        .step_by(2)
-        .map(|at| byte(at).and_then(Result::ok))
-        .collect();
+    let byte = |at| hexadecimal.get(at..at + 2).map(|text| u8::from_str_radix(text, 16));
+    let bytes: Option<Vec<u8>> =
+        (0..hexadecimal.len()).step_by(2).map(|at| byte(at).and_then(Result::ok)).collect();
     bytes
         .and_then(|bytes| Version::new(&bytes))
         .ok_or_else(|| Failure::new("read a worker's line", "a version", hexadecimal))

@@ -21,16 +21,8 @@ pub(super) const CLAUSES: &[Clause] = &[
         name: "threads that increment by compare-and-swap lose no update",
         run: threads_increment,
     },
-    Clause {
-        number: 6,
-        name: "one of many racing creators of a key wins",
-        run: one_creator_wins,
-    },
-    Clause {
-        number: 6,
-        name: "one of many racing deleters of a key wins",
-        run: one_deleter_wins,
-    },
+    Clause { number: 6, name: "one of many racing creators of a key wins", run: one_creator_wins },
+    Clause { number: 6, name: "one of many racing deleters of a key wins", run: one_deleter_wins },
 ];
 
 /// The count is part of the id of a value, so that reading a value tells both.
@@ -125,9 +117,7 @@ fn one_creator_wins(context: &mut Context<'_>) -> Result<Verdict, Failure> {
         let key = context.key(&format!("created-{}", round % 2));
         let winners = race(|racer| {
             let value = pattern::value(racer as u64, 16 + racer);
-            probe
-                .try_put(&key, &value, &Expected::Absent)
-                .map(|version| (racer, version))
+            probe.try_put(&key, &value, &Expected::Absent).map(|version| (racer, version))
         })?;
         let [(racer, version)] = winners[..] else {
             return Err(winners_failure("create a key", winners.len()));
@@ -145,13 +135,11 @@ fn one_deleter_wins(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let key = context.key("deleted");
     for _ in 0..8 {
         let version: Version = probe.put(&key, b"x", &Expected::Absent)?;
-        let winners = race(
-            |_| match probe.try_delete(&key, &Expected::Version(version)) {
-                Ok(true) => Ok(()),
-                Ok(false) => Err(crate::BackendError::conflict(None)),
-                Err(error) => Err(error),
-            },
-        )?;
+        let winners = race(|_| match probe.try_delete(&key, &Expected::Version(version)) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(crate::BackendError::conflict(None)),
+            Err(error) => Err(error),
+        })?;
         if winners.len() != 1 {
             return Err(winners_failure("delete a version", winners.len()));
         }

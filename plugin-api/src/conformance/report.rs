@@ -40,21 +40,13 @@ impl Failure {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> Self {
-        Self {
-            did: did.into(),
-            expected: expected.into(),
-            found: found.into(),
-        }
+        Self { did: did.into(), expected: expected.into(), found: found.into() }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            did,
-            expected,
-            found,
-        } = self;
+        let Self { did, expected, found } = self;
         write!(formatter, "{did}: expected {expected}, found {found}")
     }
 }
@@ -84,11 +76,7 @@ pub struct Report {
 
 impl Report {
     pub(super) fn new(seed: u64) -> Self {
-        Self {
-            seed,
-            last: Instant::now(),
-            outcomes: Vec::new(),
-        }
+        Self { seed, last: Instant::now(), outcomes: Vec::new() }
     }
 
     pub(super) fn add(&mut self, clause: &Clause, result: Result<Verdict, Failure>) {
@@ -115,19 +103,15 @@ impl Report {
 
     /// The tests that failed.
     pub fn failures(&self) -> impl Iterator<Item = &Outcome> {
-        self.outcomes
-            .iter()
-            .filter(|outcome| outcome.result.is_err())
+        self.outcomes.iter().filter(|outcome| outcome.result.is_err())
     }
 
     /// The tests that were skipped, with the reasons.
     pub fn skips(&self) -> impl Iterator<Item = (&Outcome, &str)> {
-        self.outcomes
-            .iter()
-            .filter_map(|outcome| match &outcome.result {
-                Ok(Verdict::Skipped(reason)) => Some((outcome, reason.as_str())),
-                _ => None,
-            })
+        self.outcomes.iter().filter_map(|outcome| match &outcome.result {
+            Ok(Verdict::Skipped(reason)) => Some((outcome, reason.as_str())),
+            _ => None,
+        })
     }
 
     /// Whether nothing failed.
@@ -141,12 +125,7 @@ impl fmt::Display for Report {
     /// One line for each test, then a line with the counts and the seed.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for outcome in &self.outcomes {
-            let Outcome {
-                number,
-                name,
-                result,
-                took,
-            } = outcome;
+            let Outcome { number, name, result, took } = outcome;
             let milliseconds = took.as_millis();
             match result {
                 Ok(Verdict::Passed) => {
@@ -165,9 +144,6 @@ impl fmt::Display for Report {
         let skipped = self.skips().count();
         let passed = total - failed - skipped;
         let seed = self.seed;
-        write!(
-            formatter,
-            "{passed} passed, {failed} failed, {skipped} skipped, seed {seed}"
-        )
+        write!(formatter, "{passed} passed, {failed} failed, {skipped} skipped, seed {seed}")
     }
 }

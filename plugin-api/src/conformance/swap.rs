@@ -46,10 +46,7 @@ fn twice_put(probe: Probe<'_>, key: &str) -> Result<(Version, Version), Failure>
 fn wrong_expectations(stale: Version, other: Version) -> Vec<(&'static str, Expected)> {
     let mut wrong = vec![
         ("expecting a stale version", Expected::Version(stale)),
-        (
-            "expecting the version of another key",
-            Expected::Version(other),
-        ),
+        ("expecting the version of another key", Expected::Version(other)),
     ];
     wrong.extend(
         foreign_versions()
@@ -61,9 +58,7 @@ fn wrong_expectations(stale: Version, other: Version) -> Vec<(&'static str, Expe
 
 fn stale_put_changes_nothing(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     each_wrong_expectation(context, "put", |storage, key, expected| {
-        Probe::new(storage)
-            .try_put(key, b"intruder", expected)
-            .map(drop)
+        Probe::new(storage).try_put(key, b"intruder", expected).map(drop)
     })
 }
 
@@ -93,22 +88,12 @@ fn each_wrong_expectation(
         conflicts(&did, write(&*storage, key, expected), current)?;
         probe.is_unchanged(context.prefix(), &before, &did)
     };
-    check(
-        &key,
-        "a key that exists expecting none",
-        &Expected::Absent,
-        Some(current),
-    )?;
+    check(&key, "a key that exists expecting none", &Expected::Absent, Some(current))?;
     for (text, expected) in wrong_expectations(stale, other) {
         check(&key, &format!("a key {text}"), &expected, Some(current))?;
         check(&absent, &format!("an absent key {text}"), &expected, None)?;
     }
-    check(
-        &absent,
-        "an absent key expecting a version",
-        &Expected::Version(current),
-        None,
-    )?;
+    check(&absent, "an absent key expecting a version", &Expected::Version(current), None)?;
     probe.is_absent(&absent)?;
     probe.holds(&key, b"second", current)?;
     Ok(Verdict::Passed)

@@ -97,11 +97,7 @@ fn contents_come_back(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     contents.extend([all_bytes, backwards, vec![0; 5_000], vec![b'\n'; 5_000]]);
     contents.extend((0..=255).map(|byte| vec![byte]));
     for (number, value) in contents.iter().enumerate() {
-        comes_back(
-            probe,
-            &context.key(&format!("content-{}", number % 8)),
-            value,
-        )?;
+        comes_back(probe, &context.key(&format!("content-{}", number % 8)), value)?;
     }
     Ok(Verdict::Passed)
 }
@@ -131,7 +127,5 @@ fn over_the_limit_is_too_large(context: &mut Context<'_>) -> Result<Verdict, Fai
         }
     }
     let most = context.settings.largest_value_bytes;
-    Ok(Verdict::skipped(format!(
-        "the backend took a value of {most} bytes"
-    )))
+    Ok(Verdict::skipped(format!("the backend took a value of {most} bytes")))
 }

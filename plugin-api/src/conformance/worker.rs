@@ -238,10 +238,7 @@ fn hexadecimal(version: &Version) -> String {
 /// One line in one write, so that being killed does not cut it in two.
 fn say(output: &mut dyn Write, line: &str) -> Result<(), Failure> {
     let line = format!("{MARKER}{}\n", line.replace('\n', " "));
-    output
-        .write_all(line.as_bytes())
-        .and_then(|()| output.flush())
-        .map_err(|error| closed(&error))
+    output.write_all(line.as_bytes()).and_then(|()| output.flush()).map_err(|error| closed(&error))
 }
 
 fn closed(error: &std::io::Error) -> Failure {

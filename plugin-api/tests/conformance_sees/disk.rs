@@ -27,12 +27,8 @@ pub enum Bug {
     LocksOnlyInItsProcess,
 }
 
-const BUGS: [Bug; 4] = [
-    Bug::None,
-    Bug::WritesInPlace,
-    Bug::AcknowledgesBeforeWriting,
-    Bug::LocksOnlyInItsProcess,
-];
+const BUGS: [Bug; 4] =
+    [Bug::None, Bug::WritesInPlace, Bug::AcknowledgesBeforeWriting, Bug::LocksOnlyInItsProcess];
 
 const FOLDER: &str = "OXIFLOW_SEES_FOLDER";
 const BUG: &str = "OXIFLOW_SEES_BUG";
@@ -49,11 +45,7 @@ impl Disk {
         let name = format!("sees-{}-{bug:?}", std::process::id());
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(&folder).unwrap();
-        Self {
-            folder,
-            bug,
-            is_owner: true,
-        }
+        Self { folder, bug, is_owner: true }
     }
 
     /// The subject that a worker process is told to open.
@@ -96,9 +88,7 @@ impl Subject for Disk {
 
     fn worker_command(&self) -> Option<Command> {
         let mut command = worker_test("conformance_worker")?;
-        command
-            .env(FOLDER, &self.folder)
-            .env(BUG, format!("{:?}", self.bug));
+        command.env(FOLDER, &self.folder).env(BUG, format!("{:?}", self.bug));
         Some(command)
     }
 }
@@ -138,10 +128,7 @@ impl Handle {
         let is_local = self.bug == Bug::LocksOnlyInItsProcess;
         let held = if is_local {
             let guard = IN_PROCESS.lock().unwrap_or_else(PoisonError::into_inner);
-            Held {
-                file: None,
-                _in_process: Some(guard),
-            }
+            Held { file: None, _in_process: Some(guard) }
         } else {
             // Neither lock can be awaited with a deadline, so both are tried until it passes.
             let file = loop {
@@ -153,10 +140,7 @@ impl Handle {
                 call.check()?;
                 std::thread::sleep(std::time::Duration::from_micros(50));
             };
-            Held {
-                file: Some(file),
-                _in_process: None,
-            }
+            Held { file: Some(file), _in_process: None }
         };
         self.flush()?;
         call.check()?;
@@ -164,11 +148,7 @@ impl Handle {
     }
 
     fn flush(&self) -> Result<(), BackendError> {
-        let pending = self
-            .pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((path, bytes)) = pending {
             self.replace(&path, &bytes)?;
         }
@@ -181,8 +161,7 @@ impl Handle {
             (salt, key).hash(&mut hasher);
             hasher.finish()
         };
-        self.folder
-            .join(format!("{:016x}{:016x}.key", half(0), half(1)))
+        self.folder.join(format!("{:016x}{:016x}.key", half(0), half(1)))
     }
 
     fn read(path: &Path) -> Result<Option<Stored>, BackendError> {
@@ -197,9 +176,8 @@ impl Handle {
         let broken = || BackendError::corrupt("the file is cut short");
         let (version, rest) = bytes.split_first_chunk().ok_or_else(broken)?;
         let (length, rest) = rest.split_first_chunk().ok_or_else(broken)?;
-        let (key, value) = rest
-            .split_at_checked(u64::from_be_bytes(*length) as usize)
-            .ok_or_else(broken)?;
+        let (key, value) =
+            rest.split_at_checked(u64::from_be_bytes(*length) as usize).ok_or_else(broken)?;
         Ok(Some(Stored {
             key: String::from_utf8_lossy(key).into_owned(),
             version: u64::from_be_bytes(*version),
@@ -216,9 +194,7 @@ impl Handle {
             }
             return Ok(());
         }
-        let temporary = self
-            .folder
-            .join(format!("temporary-{}", std::process::id()));
+        let temporary = self.folder.join(format!("temporary-{}", std::process::id()));
         fs::write(&temporary, bytes)?;
         fs::rename(&temporary, path)?;
         Ok(())
@@ -251,10 +227,8 @@ impl Storage for Handle {
         check_key(key)?;
         let _held = self.hold(call)?;
         let stored = Self::read(&self.path(key))?;
-        Ok(stored.map(|stored| Entry {
-            value: stored.value,
-            version: Version::from(stored.version),
-        }))
+        Ok(stored
+            .map(|stored| Entry { value: stored.value, version: Version::from(stored.version) }))
     }
 
     fn put(
@@ -309,19 +283,11 @@ impl Storage for Handle {
         for file in fs::read_dir(&self.folder)? {
             let path = file?.path();
             if path.extension().is_some()
-                && let Some(Stored {
-                    key,
-                    version,
-                    value,
-                }) = Self::read(&path)?
+                && let Some(Stored { key, version, value }) = Self::read(&path)?
                 && key.starts_with(prefix)
                 && after.is_none_or(|after| key.as_str() > after)
             {
-                rows.push(Listed::new(
-                    &key,
-                    Version::from(version),
-                    value.len() as u64,
-                ));
+                rows.push(Listed::new(&key, Version::from(version), value.len() as u64));
             }
         }
         rows.sort_by(|one, other| one.key.cmp(&other.key));

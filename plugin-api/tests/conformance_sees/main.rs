@@ -41,10 +41,7 @@ fn run(subject: &dyn Subject) -> Report {
 fn fails(subject: &dyn Subject, expected: &[u8]) {
     let report = run(subject);
     let failed: BTreeSet<u8> = report.failures().map(|outcome| outcome.number).collect();
-    assert!(
-        failed.iter().eq(expected),
-        "expected {expected:?}\n{report}"
-    );
+    assert!(failed.iter().eq(expected), "expected {expected:?}\n{report}");
 }
 
 fn shelf_fails(bug: Bug, expected: &[u8]) {

@@ -88,10 +88,7 @@ pub struct Shelf {
 
 impl Shelf {
     pub fn new(bug: Bug) -> Self {
-        Self {
-            bug,
-            shared: Arc::default(),
-        }
+        Self { bug, shared: Arc::default() }
     }
 }
 
@@ -179,8 +176,7 @@ impl Handle {
         match self.bug {
             Bug::ChecksDeadlineAfterWriting => {}
             Bug::CallsTimeoutUnavailable => {
-                call.check()
-                    .map_err(|error| BackendError::unavailable(error.message()))?;
+                call.check().map_err(|error| BackendError::unavailable(error.message()))?;
             }
             _ => call.check()?,
         }
@@ -234,12 +230,8 @@ impl Handle {
 
 impl Inner {
     fn insert(&mut self, key: &str, version: Version, value: Vec<u8>) {
-        let record = Record {
-            version,
-            value,
-            writer: std::thread::current().id(),
-            written: Instant::now(),
-        };
+        let record =
+            Record { version, value, writer: std::thread::current().id(), written: Instant::now() };
         if let Some(replaced) = self.records.insert(key.to_owned(), record) {
             self.previous.insert(key.to_owned(), replaced);
         }
@@ -266,10 +258,7 @@ impl Storage for Handle {
         };
         Ok(record
             .filter(|record| !is_absent(record))
-            .map(|record| Entry {
-                value: record.value.clone(),
-                version: record.version,
-            }))
+            .map(|record| Entry { value: record.value.clone(), version: record.version }))
     }
 
     fn put(

@@ -116,27 +116,12 @@ mod tests {
     fn a_wrong_option_is_named() {
         for (json, start) in [
             (r#"{"state_dir": ""}"#, "option `state_dir`: not a path"),
-            (
-                r#"{"state_dir": "a\u0000b"}"#,
-                "option `state_dir`: not a path",
-            ),
+            (r#"{"state_dir": "a\u0000b"}"#, "option `state_dir`: not a path"),
             (r#"{"state_dir": 7}"#, "option `state_dir`: invalid type"),
-            (
-                r#"{"lock_timeout": "soon"}"#,
-                "option `lock_timeout`: not a duration",
-            ),
-            (
-                r#"{"lock_timeout": 30}"#,
-                "option `lock_timeout`: invalid type",
-            ),
-            (
-                r#"{"max_value_bytes": 1024}"#,
-                "option `max_value_bytes`: at least 16777216",
-            ),
-            (
-                r#"{"state_dri": "x"}"#,
-                "option `state_dri`: unknown field `state_dri`",
-            ),
+            (r#"{"lock_timeout": "soon"}"#, "option `lock_timeout`: not a duration"),
+            (r#"{"lock_timeout": 30}"#, "option `lock_timeout`: invalid type"),
+            (r#"{"max_value_bytes": 1024}"#, "option `max_value_bytes`: at least 16777216"),
+            (r#"{"state_dri": "x"}"#, "option `state_dri`: unknown field `state_dri`"),
         ] {
             let error = read(json).unwrap_err();
             assert!(error.message().starts_with(start), "{json}: {error}");

@@ -24,8 +24,5 @@ pub(crate) fn failed(action: &str, path: &Path, error: io::Error) -> BackendErro
 /// Whether the error says that there is no such file: also when a folder on the way is missing,
 /// or is a file.
 pub(crate) fn is_absence(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-    )
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -60,12 +60,8 @@ pub(crate) fn list(
         let Some(found) = found else {
             continue;
         };
-        let row = Listed {
-            key,
-            version: found.version,
-            size: found.bytes,
-            modified: found.modified,
-        };
+        let row =
+            Listed { key, version: found.version, size: found.bytes, modified: found.modified };
         if out.push(&row).is_break() {
             break;
         }
@@ -164,9 +160,7 @@ impl Walk<'_> {
     /// Whether keys starting with `start` can be wanted.
     fn may_hold(&self, start: &[u8]) -> bool {
         let in_prefix = start.starts_with(self.prefix) || self.prefix.starts_with(start);
-        let is_over = self
-            .after
-            .is_some_and(|after| after > start && !after.starts_with(start));
+        let is_over = self.after.is_some_and(|after| after > start && !after.starts_with(start));
         in_prefix && !is_over
     }
 

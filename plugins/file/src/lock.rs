@@ -75,11 +75,7 @@ impl Locks {
             })),
             freed: Condvar::new(),
         };
-        Self {
-            folder: folder.to_owned(),
-            timeout,
-            stripes: (0..STRIPES).map(stripe).collect(),
-        }
+        Self { folder: folder.to_owned(), timeout, stripes: (0..STRIPES).map(stripe).collect() }
     }
 
     /// Waits for the lock of `key`, at most the lock timeout and the time the call has left.
@@ -112,19 +108,13 @@ impl Stripe {
         let mut slot = self.slot();
         loop {
             if let Some(files) = slot.take() {
-                return Some(Held {
-                    stripe: self,
-                    files: Some(files),
-                });
+                return Some(Held { stripe: self, files: Some(files) });
             }
             let left = wait.left();
             if left.is_zero() {
                 return None;
             }
-            (slot, _) = self
-                .freed
-                .wait_timeout(slot, left)
-                .unwrap_or_else(PoisonError::into_inner);
+            (slot, _) = self.freed.wait_timeout(slot, left).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

@@ -17,12 +17,8 @@
 use std::path::{Component, Path, PathBuf};
 
 /// The folders at the top, each with the first segment of the keys in it.
-pub(crate) const FOLDERS: [(&str, &str); 4] = [
-    ("state/", "states"),
-    ("lease/", "leases"),
-    ("backup/", "backups"),
-    ("history/", "history"),
-];
+pub(crate) const FOLDERS: [(&str, &str); 4] =
+    [("state/", "states"), ("lease/", "leases"), ("backup/", "backups"), ("history/", "history")];
 
 /// The folder of all other keys.
 pub(crate) const OTHER: &str = "other";
@@ -39,9 +35,8 @@ const CUT: &str = "%~";
 /// The path of a key's file, relative to the store.
 pub(crate) fn locate(key: &str) -> PathBuf {
     let (folder, rest) = top(key);
-    let (folders, last) = rest
-        .rsplit_once('/')
-        .map_or((None, rest), |(folders, last)| (Some(folders), last));
+    let (folders, last) =
+        rest.rsplit_once('/').map_or((None, rest), |(folders, last)| (Some(folders), last));
     let mut path = String::with_capacity(16 + key.len());
     path.push_str(folder);
     for segment in folders.into_iter().flat_map(|folders| folders.split('/')) {
@@ -265,14 +260,7 @@ mod tests {
         )
         .prop_map(|parts| parts.concat());
         let long = (
-            prop_oneof![
-                Just("x"),
-                Just("."),
-                Just("é"),
-                Just("/"),
-                Just("ab/"),
-                Just(".json")
-            ],
+            prop_oneof![Just("x"), Just("."), Just("é"), Just("/"), Just("ab/"), Just(".json")],
             1..512_usize,
             ".{0,8}",
         )
@@ -280,9 +268,7 @@ mod tests {
         let any = prop::collection::vec(any::<char>(), 1..512)
             .prop_map(|chars| chars.into_iter().collect::<String>());
         prop_oneof![3 => tricky, 2 => long, 1 => any].prop_filter_map("1 to 512 bytes", |key| {
-            let end = (0..=512.min(key.len()))
-                .rev()
-                .find(|&end| key.is_char_boundary(end))?;
+            let end = (0..=512.min(key.len())).rev().find(|&end| key.is_char_boundary(end))?;
             (end > 0).then(|| key[..end].to_owned())
         })
     }

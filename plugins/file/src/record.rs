@@ -65,11 +65,7 @@ impl Footer {
         })?;
         let digits = format!("{:032x}", u128::from_ne_bytes(random));
         let version = version(digits.as_bytes());
-        Ok(Self {
-            bytes: value.len() as u64,
-            version,
-            crc32: checksum(value, &version),
-        })
+        Ok(Self { bytes: value.len() as u64, version, crc32: checksum(value, &version) })
     }
 
     /// The bytes on disk.
@@ -88,12 +84,8 @@ impl Footer {
     /// Reads the last bytes of a file that is `file_bytes` long.
     fn parse(tail: &[u8], file_bytes: u64) -> Option<Self> {
         let (bytes, rest) = tail.strip_prefix(START)?.split_at_checked(LENGTH_DIGITS)?;
-        let (digits, rest) = rest
-            .strip_prefix(BEFORE_VERSION)?
-            .split_at_checked(VERSION_DIGITS)?;
-        let (crc32, _) = rest
-            .strip_prefix(BEFORE_CRC)?
-            .split_at_checked(CRC_DIGITS)?;
+        let (digits, rest) = rest.strip_prefix(BEFORE_VERSION)?.split_at_checked(VERSION_DIGITS)?;
+        let (crc32, _) = rest.strip_prefix(BEFORE_CRC)?.split_at_checked(CRC_DIGITS)?;
         if !digits.iter().all(u8::is_ascii_hexdigit) {
             return None;
         }
@@ -121,9 +113,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<(Vec<u8>, Footer)>, BackendErro
         Err(error) if is_link(&error) => return Err(corrupt(path, "is a symbolic link")),
         Err(error) => return Err(failed("read", path, error)),
     };
-    let metadata = file
-        .metadata()
-        .map_err(|error| failed("read", path, error))?;
+    let metadata = file.metadata().map_err(|error| failed("read", path, error))?;
     if !metadata.is_file() {
         return Err(corrupt(path, "is not a regular file"));
     }
@@ -133,8 +123,7 @@ pub(crate) fn read(path: &Path) -> Result<Option<(Vec<u8>, Footer)>, BackendErro
         .ok()
         .and_then(|length| bytes.try_reserve_exact(length.checked_add(1)?).ok())
         .ok_or_else(|| failed("read", path, io::ErrorKind::OutOfMemory.into()))?;
-    file.read_to_end(&mut bytes)
-        .map_err(|error| failed("read", path, error))?;
+    file.read_to_end(&mut bytes).map_err(|error| failed("read", path, error))?;
     let Some((value, tail)) = bytes.split_last_chunk::<FOOTER_BYTES>() else {
         return Err(corrupt(path, "has no room for its footer"));
     };
@@ -206,10 +195,7 @@ pub(crate) fn write(file: &mut File, value: &[u8], footer: Footer) -> io::Result
 /// Opens a file to read it, never through a link, and without waiting for a pipe's other end.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    OpenOptions::new()
-        .read(true)
-        .custom_flags(flags.bits().cast_signed())
-        .open(path)
+    OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
 }
 
 fn is_link(error: &io::Error) -> bool {
@@ -218,10 +204,7 @@ fn is_link(error: &io::Error) -> bool {
 
 fn damaged(metadata: &Metadata) -> Peek {
     let (inode, bytes) = (metadata.ino(), metadata.len());
-    let modified = metadata
-        .mtime()
-        .wrapping_mul(1_000_000_000)
-        .wrapping_add(metadata.mtime_nsec());
+    let modified = metadata.mtime().wrapping_mul(1_000_000_000).wrapping_add(metadata.mtime_nsec());
     Peek {
         version: version(format!("corrupt-{inode:x}-{bytes:x}-{modified:x}").as_bytes()),
         bytes,
@@ -311,20 +294,12 @@ mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(
-                read_bytes(&path, &damaged),
-                Err(ErrorKind::Corrupt),
-                "bit {bit}"
-            );
+            assert_eq!(read_bytes(&path, &damaged), Err(ErrorKind::Corrupt), "bit {bit}");
         }
         for index in 0..=bytes.len() {
             let mut damaged = bytes.clone();
             damaged.insert(index, b' ');
-            assert_eq!(
-                read_bytes(&path, &damaged),
-                Err(ErrorKind::Corrupt),
-                "byte {index}"
-            );
+            assert_eq!(read_bytes(&path, &damaged), Err(ErrorKind::Corrupt), "byte {index}");
         }
     }
 
@@ -346,9 +321,8 @@ mod tests {
 
     #[test]
     fn no_two_writes_have_the_same_version() {
-        let mut versions: Vec<_> = (0..1000)
-            .map(|_| Footer::new(b"same").unwrap().version.to_string())
-            .collect();
+        let mut versions: Vec<_> =
+            (0..1000).map(|_| Footer::new(b"same").unwrap().version.to_string()).collect();
         versions.sort_unstable();
         versions.dedup();
         assert_eq!(versions.len(), 1000);

@@ -56,8 +56,7 @@ impl Store {
     fn get(&self, key: &str) -> Result<Option<(Vec<u8>, Version)>, BackendError> {
         let mut found = None;
         let mut emit = |value: &[u8], version: &Version| found = Some((value.to_vec(), *version));
-        self.backend
-            .get(&Call::unbounded(), key, ValueSink::new(&mut emit))?;
+        self.backend.get(&Call::unbounded(), key, ValueSink::new(&mut emit))?;
         Ok(found)
     }
 
@@ -70,8 +69,7 @@ impl Store {
     }
 
     fn put_within(&self, timeout: Duration, key: &str) -> Result<Version, BackendError> {
-        self.backend
-            .put(&Call::within(timeout), key, b"late", &Expected::Any)
+        self.backend.put(&Call::within(timeout), key, b"late", &Expected::Any)
     }
 
     fn delete(&self, key: &str, expected: Expected) -> Result<bool, BackendError> {
@@ -85,9 +83,7 @@ impl Store {
             ControlFlow::Continue(())
         };
         let mut sink = ListSink::new(limit, &mut emit);
-        self.backend
-            .list(&Call::unbounded(), prefix, after, &mut sink)
-            .unwrap();
+        self.backend.list(&Call::unbounded(), prefix, after, &mut sink).unwrap();
         rows
     }
 

@@ -38,11 +38,7 @@ pub(crate) struct Writer {
 impl Writer {
     /// A writer below `root`; it syncs what it writes if `durable`.
     pub(crate) fn new(root: PathBuf, durable: bool) -> Self {
-        Self {
-            root,
-            durable,
-            settled: Mutex::default(),
-        }
+        Self { root, durable, settled: Mutex::default() }
     }
 
     /// Whether acknowledged writes survive power loss.
@@ -121,8 +117,7 @@ impl Writer {
     ) -> Result<(), BackendError> {
         record::write(&mut file, value, footer).map_err(|error| failed("write", path, error))?;
         if self.durable {
-            file.sync_all()
-                .map_err(|error| failed("sync", path, error))?;
+            file.sync_all().map_err(|error| failed("sync", path, error))?;
         }
         Ok(())
     }
@@ -173,9 +168,7 @@ pub(crate) fn make_folder(folder: &Path, durable: bool) -> Result<(), BackendErr
         return Ok(());
     };
     match File::open(parent) {
-        Ok(opened) => opened
-            .sync_all()
-            .map_err(|error| failed("sync", parent, error)),
+        Ok(opened) => opened.sync_all().map_err(|error| failed("sync", parent, error)),
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             // A folder above the store may let us pass, and make folders, but not read it.
             tracing::debug!("cannot sync {}: {error}", parent.display());

@@ -51,10 +51,7 @@ impl Backend for MemoryBackend {
                 "option `max_value_bytes`: at least {MIN_MAX_VALUE_BYTES}"
             )));
         }
-        Ok(Self {
-            max_value_bytes: config.max_value_bytes,
-            inner: RwLock::default(),
-        })
+        Ok(Self { max_value_bytes: config.max_value_bytes, inner: RwLock::default() })
     }
 
     fn get(&self, call: &Call, key: &str, out: ValueSink<'_>) -> Result<Lookup, BackendError> {
@@ -84,11 +81,7 @@ impl Backend for MemoryBackend {
         inner.check(key, expected)?;
         inner.last_version += 1;
         let version = Version::from(inner.last_version);
-        let record = Record {
-            version,
-            modified: SystemTime::now(),
-            value,
-        };
+        let record = Record { version, modified: SystemTime::now(), value };
         inner.records.insert(key.to_owned(), record);
         Ok(version)
     }
@@ -121,15 +114,7 @@ impl Backend for MemoryBackend {
     fn health(&self, _call: &Call) -> Result<Health, BackendError> {
         let started = Instant::now();
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let used = inner
-            .records
-            .values()
-            .map(|record| record.value.len() as u64)
-            .sum();
-        Ok(Health {
-            latency: Some(started.elapsed()),
-            used_bytes: Some(used),
-            ..Health::default()
-        })
+        let used = inner.records.values().map(|record| record.value.len() as u64).sum();
+        Ok(Health { latency: Some(started.elapsed()), used_bytes: Some(used), ..Health::default() })
     }
 }

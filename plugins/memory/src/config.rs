@@ -12,9 +12,7 @@ pub(crate) struct MemoryConfig {
 
 impl Default for MemoryConfig {
     fn default() -> Self {
-        Self {
-            max_value_bytes: 64 * 1024 * 1024,
-        }
+        Self { max_value_bytes: 64 * 1024 * 1024 }
     }
 }
 

@@ -14,10 +14,7 @@ pub(super) fn run(global: &Global, name: Option<&PipelineName>, ui: &Ui) -> Resu
     let config = load_config(global, ui)?;
     let names = match name {
         Some(name) => vec![name.to_string()],
-        None => list_pipelines(&config)?
-            .into_iter()
-            .map(|file| file.name)
-            .collect(),
+        None => list_pipelines(&config)?.into_iter().map(|file| file.name).collect(),
     };
     let mut failed = false;
     for name in &names {
@@ -35,10 +32,7 @@ pub(super) fn run(global: &Global, name: Option<&PipelineName>, ui: &Ui) -> Resu
             }
             Err(error) => {
                 failed = true;
-                ui.error(&Error::while_doing(
-                    error,
-                    format!("pipeline `{name}` is not valid"),
-                ));
+                ui.error(&Error::while_doing(error, format!("pipeline `{name}` is not valid")));
             }
         }
     }
@@ -64,10 +58,7 @@ fn missing_programs(config: &Config, pipeline: &Pipeline) -> Vec<String> {
         .filter_map(|step| match &step.run {
             Command::Arguments(arguments) => {
                 let program = arguments.first().filter(|program| !exists(program))?;
-                Some(format!(
-                    "step `{}`: there is no program `{program}` here",
-                    step.name
-                ))
+                Some(format!("step `{}`: there is no program `{program}` here", step.name))
             }
             Command::Shell(_) => None,
         })

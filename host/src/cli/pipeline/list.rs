@@ -32,13 +32,7 @@ pub(super) fn run(global: &Global, json: bool, ui: &Ui) -> Result<ExitCode> {
                 Err(error) => (Vec::new(), None, Some(error.to_string())),
             };
             let path = config.shown(&file.path).display().to_string();
-            Row {
-                name: file.name,
-                file: path,
-                steps,
-                description,
-                error,
-            }
+            Row { name: file.name, file: path, steps, description, error }
         })
         .collect();
     if json {

@@ -91,9 +91,7 @@ pub(super) fn inspect(file: &Path) -> Result<std::result::Result<Inspected, Refu
     Ok(match (output.status.signal(), output.status.code()) {
         (Some(signal), _) => {
             let name = signal_name(signal).map_or_else(|| signal.to_string(), str::to_owned);
-            Err(killed(&format!(
-                "crashed the process that loaded it (signal {name})"
-            )))
+            Err(killed(&format!("crashed the process that loaded it (signal {name})")))
         }
         (None, Some(0)) => match serde_json::from_slice::<Document>(&output.stdout) {
             Ok(document) => Ok(document.data),
@@ -113,11 +111,7 @@ fn show(inspected: &Inspected, json: bool, ui: &Ui) -> Result<ExitCode> {
         ui.json("plugin", inspected)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let language = if inspected.rust {
-        "Rust (layout checked)"
-    } else {
-        "C"
-    };
+    let language = if inspected.rust { "Rust (layout checked)" } else { "C" };
     let promises = match inspected.capabilities.join(", ") {
         none if none.is_empty() => "nothing beyond the contract".to_owned(),
         promises => promises,
@@ -130,15 +124,9 @@ fn show(inspected: &Inspected, json: bool, ui: &Ui) -> Result<ExitCode> {
         ("ABI", inspected.abi.clone()),
         ("Interface", language.to_owned()),
         ("Promises", promises),
-        (
-            "Size",
-            format!("{} bytes", crate::cli::ui::count(inspected.size_bytes)),
-        ),
+        ("Size", format!("{} bytes", crate::cli::ui::count(inspected.size_bytes))),
     ]);
-    let properties = inspected
-        .config_schema
-        .as_ref()
-        .and_then(|s| s["properties"].as_object());
+    let properties = inspected.config_schema.as_ref().and_then(|s| s["properties"].as_object());
     if let Some(properties) = properties.filter(|properties| !properties.is_empty()) {
         ui.line("");
         let text = |value: &serde_json::Value| match value {

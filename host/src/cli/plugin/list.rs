@@ -77,10 +77,7 @@ pub(super) fn run(global: &Global, json: bool, ui: &Ui) -> Result<ExitCode> {
             row.file.clone(),
         ]
     });
-    ui.table(
-        &["BACKEND", "STATUS", "VERSION", "ABI", "PROMISES", "FILE"],
-        table.collect(),
-    );
+    ui.table(&["BACKEND", "STATUS", "VERSION", "ABI", "PROMISES", "FILE"], table.collect());
     for row in &rows {
         if let Some(error) = &row.error {
             ui.aside(error);

@@ -13,15 +13,9 @@ use crate::error::Result;
 pub(super) fn run(global: &Global, command: &PluginCommand, ui: &Ui) -> Result<ExitCode> {
     match command {
         PluginCommand::List { json } => list::run(global, *json, ui),
-        PluginCommand::Inspect {
-            file,
-            json,
-            in_process: false,
-        } => inspect::in_child(Path::new(file), *json, ui),
-        PluginCommand::Inspect {
-            file,
-            json,
-            in_process: true,
-        } => inspect::here(file, *json, ui),
+        PluginCommand::Inspect { file, json, in_process: false } => {
+            inspect::in_child(Path::new(file), *json, ui)
+        }
+        PluginCommand::Inspect { file, json, in_process: true } => inspect::here(file, *json, ui),
     }
 }

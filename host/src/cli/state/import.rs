@@ -41,16 +41,7 @@ pub(super) fn run(
         confirm(yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
     }
     let backup = app.config.state.backup_enabled;
-    let imported = import(
-        &app.store,
-        &app.clock,
-        Import {
-            pipeline,
-            document,
-            backup,
-            wait,
-        },
-    )?;
+    let imported = import(&app.store, &app.clock, Import { pipeline, document, backup, wait })?;
     if let Some(backup_id) = &imported.backup_id {
         ui.aside(&format!("the state before is kept as backup {backup_id}"));
     }
@@ -71,11 +62,10 @@ fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> {
     match ui.confirm(question) {
         Some(true) => Ok(()),
         Some(false) => Err(Error::new(ErrorKind::Usage, "nothing was changed")),
-        None => Err(Error::new(
-            ErrorKind::Usage,
-            "nobody is there to confirm; nothing was changed",
-        )
-        .hint("repeat the command with `--yes`")),
+        None => {
+            Err(Error::new(ErrorKind::Usage, "nobody is there to confirm; nothing was changed")
+                .hint("repeat the command with `--yes`"))
+        }
     }
 }
 
@@ -85,11 +75,7 @@ fn parse(shown: &str, text: &str) -> Result<serde_json::Value> {
         Ok(document) => Ok(document),
         Err(json) => serde_saphyr::from_str(text).map_err(|yaml| {
             let looks_like_json = text.trim_start().starts_with('{');
-            let cause = if looks_like_json {
-                json.to_string()
-            } else {
-                yaml.to_string()
-            };
+            let cause = if looks_like_json { json.to_string() } else { yaml.to_string() };
             let message = format!("{shown} is neither JSON nor YAML");
             Error::new(ErrorKind::Invalid, message).because(cause)
         }),

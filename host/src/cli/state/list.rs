@@ -53,11 +53,7 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
     if args.json {
         ui.json("state-list", &rows)?;
     } else if rows.is_empty() {
-        ui.aside(if filtered {
-            "no such pipelines"
-        } else {
-            "no pipeline has a state yet"
-        });
+        ui.aside(if filtered { "no such pipelines" } else { "no pipeline has a state yet" });
     } else {
         print(app, rows, ui);
     }
@@ -89,11 +85,7 @@ fn row(state: &PipelineState, holder: Option<&Worker>) -> Row {
 }
 
 fn unreadable(pipeline: &PipelineName, error: &Error) -> Row {
-    let status = if error.kind() == ErrorKind::Corrupt {
-        "corrupt"
-    } else {
-        "unreadable"
-    };
+    let status = if error.kind() == ErrorKind::Corrupt { "corrupt" } else { "unreadable" };
     Row {
         pipeline: pipeline.to_string(),
         status: status.to_owned(),
@@ -112,16 +104,10 @@ fn print(app: &App, rows: Vec<Row>, ui: &Ui) {
     let table = rows
         .into_iter()
         .map(|row| {
-            errors.extend(
-                row.error
-                    .map(|error| format!("`{}`: {error}", row.pipeline)),
-            );
+            errors.extend(row.error.map(|error| format!("`{}`: {error}", row.pipeline)));
             let number = |number: Option<u64>| number.map_or("-".to_owned(), count);
             let saved = row.saved_at.map_or("-".to_owned(), |at| {
-                format!(
-                    "{} ago",
-                    seconds((now - at).num_seconds().max(0).unsigned_abs())
-                )
+                format!("{} ago", seconds((now - at).num_seconds().max(0).unsigned_abs()))
             });
             vec![
                 row.pipeline,
@@ -134,12 +120,7 @@ fn print(app: &App, rows: Vec<Row>, ui: &Ui) {
             ]
         })
         .collect();
-    ui.table(
-        &[
-            "PIPELINE", "STATUS", "STEP", "RECORDS", "FAILED", "SAVED", "WORKER",
-        ],
-        table,
-    );
+    ui.table(&["PIPELINE", "STATUS", "STEP", "RECORDS", "FAILED", "SAVED", "WORKER"], table);
     for error in errors {
         ui.warning(&error);
     }

@@ -21,17 +21,12 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
     match command {
         StateCommand::Show { pipeline, json } => show::run(&app, pipeline, *json, ui),
         StateCommand::List(args) => list::run(&app, args, ui),
-        StateCommand::Export {
-            pipeline,
-            format,
-            output,
-        } => export::run(&app, pipeline, *format, output.as_deref(), ui),
-        StateCommand::Import {
-            pipeline,
-            file,
-            yes,
-            wait,
-        } => import::run(&app, pipeline, file, *yes, *wait, ui),
+        StateCommand::Export { pipeline, format, output } => {
+            export::run(&app, pipeline, *format, output.as_deref(), ui)
+        }
+        StateCommand::Import { pipeline, file, yes, wait } => {
+            import::run(&app, pipeline, file, *yes, *wait, ui)
+        }
         StateCommand::Unlock { pipeline, force } => unlock::run(&app, pipeline, *force, ui),
     }
 }
@@ -40,20 +35,15 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
 fn existing_state(app: &App, pipeline: &PipelineName) -> Result<PipelineState> {
     match app.store.load_state(pipeline)? {
         Some(state) => Ok(state.value),
-        None => Err(Error::new(
-            ErrorKind::NotFound,
-            format!("pipeline `{pipeline}` has no state"),
-        )
-        .hint("it has not run yet; `oxide_flow state list` shows those that have")),
+        None => Err(Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"))
+            .hint("it has not run yet; `oxide_flow state list` shows those that have")),
     }
 }
 
 /// The worker that holds a pipeline; `None` when nobody does.
 fn holder_of(app: &App, pipeline: &PipelineName) -> Result<Option<Worker>> {
     let lease = app.store.load_lease(pipeline)?;
-    Ok(lease
-        .map(|lease| Worker::of(lease.value, app.clock.now()))
-        .filter(Worker::is_holding))
+    Ok(lease.map(|lease| Worker::of(lease.value, app.clock.now())).filter(Worker::is_holding))
 }
 
 /// Where a run stands, seen together with its worker: a state that says `running` while nobody

@@ -37,14 +37,7 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
             host: &worker.lease.holder.host,
             pid: worker.lease.holder.pid,
         });
-        ui.json(
-            "state",
-            &Shown {
-                effective_status: status,
-                worker,
-                state: &state,
-            },
-        )?;
+        ui.json("state", &Shown { effective_status: status, worker, state: &state })?;
         return Ok(ExitCode::SUCCESS);
     }
     print(app, &state, status, holder.as_ref(), ui);
@@ -57,10 +50,7 @@ fn print(app: &App, state: &PipelineState, status: &str, holder: Option<&Worker>
         ("Pipeline", state.pipeline_id.to_string()),
         ("Status", status.to_owned()),
         ("Run", state.run_id.clone()),
-        (
-            "Version",
-            format!("{} (epoch {})", state.version, state.epoch),
-        ),
+        ("Version", format!("{} (epoch {})", state.version, state.epoch)),
         ("Started", time(state.started_at, now)),
         ("Last success", time(state.last_success_timestamp, now)),
         ("Last saved", time(state.last_heartbeat, now)),
@@ -75,10 +65,8 @@ fn print(app: &App, state: &PipelineState, status: &str, holder: Option<&Worker>
         let (lease, process) = (&worker.lease, &worker.lease.holder);
         let (id, status) = (&process.worker_id, worker.status.as_str());
         let renewed = time(lease.renewed_at, now);
-        let at = format!(
-            "{id} ({status}, pid {} on {}, renewed {renewed})",
-            process.pid, process.host
-        );
+        let at =
+            format!("{id} ({status}, pid {} on {}, renewed {renewed})", process.pid, process.host);
         pairs.push(("Worker", at));
     }
     let cursor = match state.last_processed_id.as_str() {
@@ -98,17 +86,11 @@ fn print(app: &App, state: &PipelineState, status: &str, holder: Option<&Worker>
     // In the order they ran; those that did not come last, by id.
     steps.sort_by_key(|step| (step.started_at.is_none(), step.started_at));
     let rows = steps.into_iter().map(|step| {
-        let total = step
-            .records_total
-            .map(|total| format!(" of {}", count(total)));
+        let total = step.records_total.map(|total| format!(" of {}", count(total)));
         vec![
             step.step_name.clone(),
             step.status.as_str().to_owned(),
-            format!(
-                "{}{}",
-                count(step.records_processed),
-                total.unwrap_or_default()
-            ),
+            format!("{}{}", count(step.records_processed), total.unwrap_or_default()),
             count(step.records_failed),
             count(step.batch_number),
             step.last_processed_id.clone(),
@@ -116,23 +98,13 @@ fn print(app: &App, state: &PipelineState, status: &str, holder: Option<&Worker>
             count(step.retry_count),
         ]
     });
-    let header = [
-        "STEP", "STATUS", "RECORDS", "FAILED", "BATCHES", "CURSOR", "TIME", "RETRIES",
-    ];
+    let header = ["STEP", "STATUS", "RECORDS", "FAILED", "BATCHES", "CURSOR", "TIME", "RETRIES"];
     ui.table(&header, rows.collect());
 
     for error in state.errors.iter().rev().take(5).rev() {
-        let step = error
-            .step_id
-            .as_deref()
-            .map(|step| format!("{step}: "))
-            .unwrap_or_default();
+        let step = error.step_id.as_deref().map(|step| format!("{step}: ")).unwrap_or_default();
         ui.line("");
-        ui.line(&format!(
-            "Error at {}: {step}{}",
-            time(error.timestamp, now),
-            error.message
-        ));
+        ui.line(&format!("Error at {}: {step}{}", time(error.timestamp, now), error.message));
         for line in error.context.lines() {
             ui.line(&format!("  {line}"));
         }

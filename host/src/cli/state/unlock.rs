@@ -26,10 +26,7 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> R
     let described = describe(app, &worker);
     ui.aside(&format!("pipeline `{pipeline}` is held by {described}"));
     if worker.liveness != Liveness::Dead {
-        let question = format!(
-            "Release it from worker `{}`?",
-            worker.lease.holder.worker_id
-        );
+        let question = format!("Release it from worker `{}`?", worker.lease.holder.worker_id);
         require_force(
             force,
             &question,
@@ -42,9 +39,7 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> R
     }
     match force_release(&app.store, app.clock.as_ref(), pipeline)? {
         Some(_) => ui.aside(&format!("released the lease of pipeline `{pipeline}`")),
-        None => ui.aside(&format!(
-            "it was released meanwhile; nobody holds pipeline `{pipeline}`"
-        )),
+        None => ui.aside(&format!("it was released meanwhile; nobody holds pipeline `{pipeline}`")),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -69,11 +64,7 @@ fn require_force(force: bool, question: &str, hint: &str, ui: &Ui) -> Result<()>
     if force || ui.confirm(question) == Some(true) {
         return Ok(());
     }
-    Err(Error::new(
-        ErrorKind::LeaseHeld,
-        "its worker may be alive; nothing was changed",
-    )
-    .hint(hint))
+    Err(Error::new(ErrorKind::LeaseHeld, "its worker may be alive; nothing was changed").hint(hint))
 }
 
 /// A lease record that cannot be read says nothing of its holder; with force, a released one with
@@ -94,10 +85,7 @@ fn replace_damaged(
         ),
         ui,
     )?;
-    let epoch = app
-        .store
-        .load_state(pipeline)?
-        .map_or(0, |state| state.value.epoch);
+    let epoch = app.store.load_state(pipeline)?.map_or(0, |state| state.value.epoch);
     let now = app.clock.now();
     app.store.overwrite_lease(&Lease {
         pipeline_id: pipeline.clone(),
@@ -112,8 +100,6 @@ fn replace_damaged(
         requests: Vec::new(),
         extra: Extra::new(),
     })?;
-    ui.aside(&format!(
-        "replaced the damaged lease of pipeline `{pipeline}`"
-    ));
+    ui.aside(&format!("replaced the damaged lease of pipeline `{pipeline}`"));
     Ok(ExitCode::SUCCESS)
 }

@@ -18,23 +18,14 @@ pub(super) fn run(
     ui: &Ui,
 ) -> Result<ExitCode> {
     let wanted = |name: &PipelineName| pipeline.is_none_or(|pipeline| pipeline == name);
-    let Workers {
-        mut workers,
-        mut unreadable,
-    } = workers(&app.store, app.clock.as_ref())?;
+    let Workers { mut workers, mut unreadable } = workers(&app.store, app.clock.as_ref())?;
     workers.retain(|worker| wanted(&worker.lease.pipeline_id) && (all || worker.is_holding()));
     unreadable.retain(|(name, _)| wanted(name));
     for (name, error) in &unreadable {
-        ui.warning(&format!(
-            "the lease of `{name}` cannot be read: {}",
-            chain(error)
-        ));
+        ui.warning(&format!("the lease of `{name}` cannot be read: {}", chain(error)));
     }
     if json {
-        ui.json(
-            "worker-list",
-            &workers.iter().map(Shown::from).collect::<Vec<_>>(),
-        )?;
+        ui.json("worker-list", &workers.iter().map(Shown::from).collect::<Vec<_>>())?;
     } else if workers.is_empty() {
         ui.aside("no workers");
     } else {
@@ -53,13 +44,9 @@ pub(super) fn run(
                 format!("{} ago", seconds(age)),
             ]
         });
-        let header = [
-            "WORKER", "PIPELINE", "STATUS", "DOES", "HOST", "PID", "EPOCH", "RENEWED",
-        ];
+        let header = ["WORKER", "PIPELINE", "STATUS", "DOES", "HOST", "PID", "EPOCH", "RENEWED"];
         ui.table(&header, rows.collect());
     }
-    let corrupt = unreadable
-        .iter()
-        .any(|(_, error)| error.kind() == ErrorKind::Corrupt);
+    let corrupt = unreadable.iter().any(|(_, error)| error.kind() == ErrorKind::Corrupt);
     Ok(ExitCode::from(if corrupt { exit::CORRUPT } else { 0 }))
 }

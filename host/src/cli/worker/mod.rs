@@ -19,11 +19,9 @@ use crate::model::Lease;
 pub(super) fn run(global: &Global, command: &WorkerCommand, ui: &Ui) -> Result<ExitCode> {
     let app = open_app(global, ui)?;
     match command {
-        WorkerCommand::List {
-            pipeline,
-            all,
-            json,
-        } => list::run(&app, pipeline.as_ref(), *all, *json, ui),
+        WorkerCommand::List { pipeline, all, json } => {
+            list::run(&app, pipeline.as_ref(), *all, *json, ui)
+        }
         WorkerCommand::Show { worker, json } => show::run(&app, worker, *json, ui),
         WorkerCommand::Stop { worker, wait } => stop::run(&app, worker, *wait, ui),
     }
@@ -44,11 +42,6 @@ impl<'a> From<&'a Worker> for Shown<'a> {
         let ttl = chrono::TimeDelta::from_std(lease.ttl()).unwrap_or_default();
         let expires_at = worker.is_holding().then(|| lease.renewed_at + ttl);
         let (status, process) = (worker.status.as_str(), worker.liveness.as_str());
-        Self {
-            status,
-            process,
-            expires_at,
-            lease,
-        }
+        Self { status, process, expires_at, lease }
     }
 }

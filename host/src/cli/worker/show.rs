@@ -22,17 +22,11 @@ pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<Exi
         ("Status", worker.status.as_str().to_owned()),
         ("Does", lease.purpose.clone()),
         ("Host", holder.host.clone()),
-        (
-            "Process",
-            format!("pid {}, {}", holder.pid, worker.liveness.as_str()),
-        ),
+        ("Process", format!("pid {}, {}", holder.pid, worker.liveness.as_str())),
         ("Epoch", count(lease.epoch)),
         ("Acquired", time(lease.acquired_at, now)),
         ("Renewed", time(lease.renewed_at, now)),
-        (
-            "Lease lasts",
-            humantime::format_duration(lease.ttl()).to_string(),
-        ),
+        ("Lease lasts", humantime::format_duration(lease.ttl()).to_string()),
     ];
     if let Some(at) = lease.released_at {
         pairs.push(("Released", time(at, now)));
@@ -43,10 +37,7 @@ pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<Exi
             None => "not seen yet".to_owned(),
         };
         let asked = time(request.requested_at, now);
-        pairs.push((
-            "Asked to stop",
-            format!("by {}, {asked}; {seen}", request.from),
-        ));
+        pairs.push(("Asked to stop", format!("by {}, {asked}; {seen}", request.from)));
     }
     ui.pairs(&pairs);
     Ok(ExitCode::SUCCESS)

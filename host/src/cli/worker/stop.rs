@@ -15,10 +15,6 @@ const LOOK: Duration = Duration::from_millis(100);
 
 pub(super) fn run(app: &App, worker_id: &str, wait: Duration, ui: &Ui) -> Result<ExitCode> {
     let worker = find_worker(&app.store, app.clock.as_ref(), worker_id)?;
-    if !worker.is_holding() {
-        ui.aside(&format!("worker `{worker_id}` has stopped already"));
-        return Ok(ExitCode::SUCCESS);
-    }
     let outcome = request_stop(&app.store, app.clock.as_ref(), &worker, &whoami())?;
     let pipeline = &worker.lease.pipeline_id;
     match outcome {
@@ -28,9 +24,7 @@ pub(super) fn run(app: &App, worker_id: &str, wait: Duration, ui: &Ui) -> Result
         }
         StopOutcome::ReleasedDead(lease) => {
             let (pid, host) = (lease.holder.pid, &lease.holder.host);
-            ui.aside(&format!(
-                "the process of worker `{worker_id}` (pid {pid} on {host}) is gone"
-            ));
+            ui.aside(&format!("the process of worker `{worker_id}` (pid {pid} on {host}) is gone"));
             ui.aside(&format!("released the lease of pipeline `{pipeline}`"));
             return Ok(ExitCode::SUCCESS);
         }

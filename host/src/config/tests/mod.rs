@@ -28,10 +28,7 @@ impl Project {
     }
 
     fn bare() -> Self {
-        Self {
-            folder: tempfile::tempdir().unwrap(),
-            variables: BTreeMap::new(),
-        }
+        Self { folder: tempfile::tempdir().unwrap(), variables: BTreeMap::new() }
     }
 
     fn with_pipeline(name: &str, text: &str) -> Self {
@@ -65,8 +62,7 @@ impl Project {
     }
 
     fn config(&self) -> Config {
-        self.load()
-            .unwrap_or_else(|error| panic!("{}", told(&error)))
+        self.load().unwrap_or_else(|error| panic!("{}", told(&error)))
     }
 
     fn error(&self) -> String {
@@ -79,9 +75,7 @@ impl Project {
 
     fn step(text: &str) -> Step {
         let project = Self::with_pipeline("x", &format!("pipeline:\n{text}"));
-        let pipeline = project
-            .pipeline("x")
-            .unwrap_or_else(|error| panic!("{}", told(&error)));
+        let pipeline = project.pipeline("x").unwrap_or_else(|error| panic!("{}", told(&error)));
         pipeline.steps.into_iter().next().unwrap()
     }
 

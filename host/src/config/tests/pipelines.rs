@@ -26,10 +26,7 @@ fn a_step_needs_only_a_name_and_a_command() {
     let step = Project::step("- name: load\n  run: [python3, load.py, 1.0, '${X}', true]\n");
     let arguments = ["python3", "load.py", "1.0", "${X}", "true"].map(str::to_owned);
     assert_eq!(step.run, Command::Arguments(arguments.into()));
-    assert_eq!(
-        (step.id.as_str(), step.retry_attempts, step.timeout),
-        ("load", 0, None)
-    );
+    assert_eq!((step.id.as_str(), step.retry_attempts, step.timeout), ("load", 0, None));
     assert!(!step.continue_on_error);
 }
 
@@ -44,10 +41,7 @@ fn metadata_and_shared_variables_are_read() {
     assert_eq!(pipeline.metadata.version.as_deref(), Some("1.0"));
     assert_eq!(pipeline.metadata.tags, ["p", "q"]);
     let environment = &pipeline.steps[0].environment;
-    assert_eq!(
-        (&*environment["ONE"], &*environment["TWO"]),
-        ("mine", "shared")
-    );
+    assert_eq!((&*environment["ONE"], &*environment["TWO"]), ("mine", "shared"));
     assert_eq!(pipeline.path, project.path().join("pipelines/x.yaml"));
 }
 

@@ -16,10 +16,7 @@ fn an_empty_file_means_the_defaults_of_the_manual() {
     assert_eq!(state.lease_ttl, Duration::from_secs(30));
     assert_eq!(state.backup_retention, Duration::from_secs(7 * 86_400));
     assert_eq!(state.cache_size, 100);
-    assert_eq!(
-        config.settings.pipeline_dir,
-        project.path().join("pipelines")
-    );
+    assert_eq!(config.settings.pipeline_dir, project.path().join("pipelines"));
     assert_eq!(config.file, Some(project.path().join("oxiflow.yaml")));
 }
 
@@ -47,20 +44,10 @@ environment:
     let config = project.config();
     assert_eq!(config.project.version.as_deref(), Some("1.0"));
     assert_eq!(config.settings.pipeline_dir, project.path().join("flows"));
-    assert_eq!(
-        config.settings.output_dir,
-        Some(project.path().join("output"))
-    );
-    let environment: Vec<_> = config
-        .environment
-        .iter()
-        .map(|(k, v)| format!("{k}={v}"))
-        .collect();
+    assert_eq!(config.settings.output_dir, Some(project.path().join("output")));
+    let environment: Vec<_> = config.environment.iter().map(|(k, v)| format!("{k}={v}")).collect();
     assert_eq!(environment, ["LOG_LEVEL=info", "PORT=0x10", "VERBOSE=True"]);
-    assert_eq!(
-        config.notes,
-        ["`oxis:` is accepted and not used: steps are commands"]
-    );
+    assert_eq!(config.notes, ["`oxis:` is accepted and not used: steps are commands"]);
 }
 
 #[test]
@@ -116,16 +103,17 @@ fn a_missing_project_says_how_to_start_one() {
 }
 
 #[test]
-fn plugin_paths_are_one_or_many_and_relative_to_the_project() {
-    let project = Project::new("plugins: {path: ./lib}");
-    assert_eq!(project.config().plugins.path, [project.path().join("lib")]);
-    let project = Project::new("plugins:\n  path: [/opt/x, lib]");
-    let expected = [
-        Path::new("/opt/x").to_path_buf(),
-        project.path().join("lib"),
-    ];
+fn plugin_paths_are_one_or_many_and_absolute() {
+    let project = Project::new("plugins: {path: /opt/./x}");
+    assert_eq!(project.config().plugins.path, [Path::new("/opt/x")]);
+    let project = Project::new("plugins:\n  path: [/opt/x, /opt/y]");
+    let expected = [Path::new("/opt/x"), Path::new("/opt/y")];
     assert_eq!(project.config().plugins.path, expected);
-    insta::assert_snapshot!(error_of("plugins: {path: [a, '']}"), @"oxiflow.yaml:1:17: `path` holds an empty text");
+    insta::assert_snapshot!(error_of("plugins: {path: [/a, '']}"), @"oxiflow.yaml:1:17: `path` holds an empty text");
+    insta::assert_snapshot!(error_of("plugins: {path: [/a, lib]}"), @"
+    oxiflow.yaml:1:17: `lib` is no absolute folder
+    hint: plugins are code, so they are never loaded from where a project happens to be; write the whole path, such as /opt/oxiflow/backends
+    ");
 }
 
 #[test]

@@ -25,10 +25,7 @@ fn the_options_of_the_host_are_taken_out_of_backend_config() {
         serde_json::json!({"state_dir": ".oxiflow/state", "lock_timeout": "30s"})
     );
     assert!(!config.state.backup_enabled);
-    assert_eq!(
-        config.state.backup_retention,
-        Duration::from_secs(30 * 86_400)
-    );
+    assert_eq!(config.state.backup_retention, Duration::from_secs(30 * 86_400));
     assert_eq!(config.state.cache_size, 500);
     assert_eq!(config.state.lease_ttl, Duration::from_secs(15));
     assert_eq!(config.line_of_backend_option("lock_timeout"), Some(7));
@@ -64,16 +61,12 @@ fn the_environment_overrides_the_backend_and_drops_foreign_options() {
 #[test]
 fn an_override_with_the_same_or_no_backend_changes_nothing() {
     for backend in ["file", ""] {
-        let config = Project::new(MANUAL)
-            .set("OXIFLOW_STATE_BACKEND", backend)
-            .config();
+        let config = Project::new(MANUAL).set("OXIFLOW_STATE_BACKEND", backend).config();
         assert_eq!(config.state.backend, "file");
         assert_eq!(config.state.backend_config.len(), 2);
         assert!(config.notes.is_empty());
     }
-    let config = Project::new("")
-        .set("OXIFLOW_STATE_BACKEND", "sqlite")
-        .config();
+    let config = Project::new("").set("OXIFLOW_STATE_BACKEND", "sqlite").config();
     assert_eq!(config.state.backend, "sqlite");
 }
 

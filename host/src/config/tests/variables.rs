@@ -60,10 +60,8 @@ fn the_value_of_a_variable_never_shows() {
         "plugins: '${S}'",
         "state: {backup_retention: '${NUMBER}'}",
     ] {
-        let project = Project::new(text)
-            .set("S", "hunter2")
-            .set("SHORT", "1234ms")
-            .set("NUMBER", "1234567");
+        let project =
+            Project::new(text).set("S", "hunter2").set("SHORT", "1234ms").set("NUMBER", "1234567");
         let error = project.load().unwrap_err();
         let shown = format!("{error} {error:?}");
         for secret in ["hunter2", "1234", "1s 234ms"] {
@@ -76,15 +74,9 @@ fn the_value_of_a_variable_never_shows() {
 fn debug_output_hides_values() {
     let project =
         Project::new("environment: {TOKEN: hunter2}\nstate: {backend_config: {password: hunter2}}");
-    project.write(
-        "pipelines/x.yaml",
-        "pipeline: [{name: a, run: b, environment: {TOKEN: hunter2}}]",
-    );
-    let shown = format!(
-        "{:?} {:?}",
-        project.config(),
-        project.pipeline("x").unwrap()
-    );
+    project
+        .write("pipelines/x.yaml", "pipeline: [{name: a, run: b, environment: {TOKEN: hunter2}}]");
+    let shown = format!("{:?} {:?}", project.config(), project.pipeline("x").unwrap());
     assert!(shown.contains("password") && shown.contains("TOKEN"));
     assert!(!shown.contains("hunter2"));
 }

@@ -14,10 +14,7 @@ fn can_inject() -> bool {
         .args(["-o", "/dev/null", "true"])
         .status()
         .is_ok_and(|status| status.success());
-    assert!(
-        works || env::var_os("OXIFLOW_TEST_REQUIRE_ALL").is_none(),
-        "strace cannot be used"
-    );
+    assert!(works || env::var_os("OXIFLOW_TEST_REQUIRE_ALL").is_none(), "strace cannot be used");
     if !works {
         println!("skipped: strace cannot be used here");
     }
@@ -30,11 +27,7 @@ fn inject(role: &str, fault: &str) -> (Vec<String>, Store, tempfile::TempDir) {
     let store = store(base.path());
     store.put("state/a", b"old", Expected::Any).unwrap();
     let inject = format!("inject={fault}");
-    let said = run(
-        role,
-        base.path(),
-        &["strace", "-f", "-o", "/dev/null", "-e", &inject],
-    );
+    let said = run(role, base.path(), &["strace", "-f", "-o", "/dev/null", "-e", &inject]);
     (said, store, base)
 }
 
@@ -45,72 +38,19 @@ fn an_error_before_the_rename_changes_nothing_and_one_after_it_is_an_unknown_out
     }
     // The syncs of a put: the parent of the folder, the new file, the folder.
     for (role, fault, said, value) in [
-        (
-            "put",
-            "fsync:error=EIO:when=1",
-            "unavailable: cannot sync",
-            Some("old"),
-        ),
-        (
-            "put",
-            "fsync:error=EIO:when=2",
-            "unavailable: cannot sync",
-            Some("old"),
-        ),
-        (
-            "put",
-            "fsync:error=ENOSPC:when=2",
-            "no space: cannot sync",
-            Some("old"),
-        ),
-        (
-            "put",
-            "fsync:error=EIO:when=3",
-            "outcome unknown: written",
-            Some("new"),
-        ),
-        (
-            "put",
-            "rename:error=EROFS:when=1",
-            "denied: cannot replace",
-            Some("old"),
-        ),
-        (
-            "put",
-            "rename:error=EIO:when=1",
-            "unavailable: cannot replace",
-            Some("old"),
-        ),
-        (
-            "put",
-            "flock:error=ENOLCK:when=1",
-            "unavailable: cannot lock",
-            Some("old"),
-        ),
-        (
-            "put",
-            "mkdir:error=EACCES:when=2",
-            "denied: cannot create",
-            Some("old"),
-        ),
-        (
-            "delete",
-            "unlink:error=EPERM:when=1",
-            "denied: cannot remove",
-            Some("old"),
-        ),
-        (
-            "delete",
-            "fsync:error=EIO:when=1",
-            "outcome unknown: removed",
-            None,
-        ),
+        ("put", "fsync:error=EIO:when=1", "unavailable: cannot sync", Some("old")),
+        ("put", "fsync:error=EIO:when=2", "unavailable: cannot sync", Some("old")),
+        ("put", "fsync:error=ENOSPC:when=2", "no space: cannot sync", Some("old")),
+        ("put", "fsync:error=EIO:when=3", "outcome unknown: written", Some("new")),
+        ("put", "rename:error=EROFS:when=1", "denied: cannot replace", Some("old")),
+        ("put", "rename:error=EIO:when=1", "unavailable: cannot replace", Some("old")),
+        ("put", "flock:error=ENOLCK:when=1", "unavailable: cannot lock", Some("old")),
+        ("put", "mkdir:error=EACCES:when=2", "denied: cannot create", Some("old")),
+        ("delete", "unlink:error=EPERM:when=1", "denied: cannot remove", Some("old")),
+        ("delete", "fsync:error=EIO:when=1", "outcome unknown: removed", None),
     ] {
         let (lines, store, base) = inject(role, fault);
-        assert!(
-            lines.len() == 1 && lines[0].starts_with(said),
-            "{role} {fault}: {lines:?}"
-        );
+        assert!(lines.len() == 1 && lines[0].starts_with(said), "{role} {fault}: {lines:?}");
         assert!(lines[0].contains(".oxiflow/state"), "{lines:?}");
         let found = store.get("state/a").unwrap().map(|(value, _)| value);
         assert_eq!(found.as_deref(), value.map(str::as_bytes), "{role} {fault}");
@@ -126,18 +66,13 @@ fn a_kill_at_any_system_call_of_a_write_leaves_old_or_new() {
         return;
     }
     let mut seen = Vec::new();
-    for call in [
-        "openat", "write", "fsync", "rename", "flock", "unlink", "mkdir",
-    ] {
+    for call in ["openat", "write", "fsync", "rename", "flock", "unlink", "mkdir"] {
         for when in 1.. {
             let (lines, store, _base) =
                 inject("put", &format!("{call}:signal=SIGKILL:when={when}"));
             let value = store.value("state/a");
             assert!(value == b"old" || value == b"new", "{call} {when}");
-            assert!(
-                lines.is_empty() || value == b"new",
-                "{call} {when}: {lines:?}"
-            );
+            assert!(lines.is_empty() || value == b"new", "{call} {when}: {lines:?}");
             // The next writer is not in the way of what the killed one left.
             store.put("state/a", b"next", Expected::Any).unwrap();
             if !lines.is_empty() {

@@ -39,16 +39,11 @@ fn waiting_for_a_lock_ends_at_the_timeout_or_the_deadline_and_names_the_file() {
     let held = locks.acquire("a", &Call::unbounded()).unwrap();
     for (timeout, expected) in [(5000, 150), (50, 50)] {
         let started = Instant::now();
-        let error = store
-            .put_within(Duration::from_millis(timeout), "a")
-            .unwrap_err();
+        let error = store.put_within(Duration::from_millis(timeout), "a").unwrap_err();
         let took = started.elapsed();
         assert_eq!(error.kind(), ErrorKind::Timeout);
         let number = crc32fast::hash(b"a") % 64;
-        assert!(
-            error.message().contains(&format!("locks/{number:02}.lock")),
-            "{error}"
-        );
+        assert!(error.message().contains(&format!("locks/{number:02}.lock")), "{error}");
         assert!(took >= Duration::from_millis(expected - 1) && took < Duration::from_secs(3));
     }
     // Within one handle, threads wait for each other the same way.
@@ -84,10 +79,7 @@ fn a_folder_removed_under_an_open_store_is_made_again_but_a_store_that_is_gone_i
     store.put("backup/a/b", b"2", Expected::Any).unwrap();
     assert_eq!(store.value("backup/a/b"), b"2");
     fs::remove_dir_all(base.path().join(".oxiflow/state")).unwrap();
-    assert_eq!(
-        store.get("backup/a/b").unwrap_err().kind(),
-        ErrorKind::Unavailable
-    );
+    assert_eq!(store.get("backup/a/b").unwrap_err().kind(), ErrorKind::Unavailable);
     let error = store.put("backup/a/b", b"3", Expected::Any).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
@@ -113,10 +105,7 @@ fn a_state_dir_that_is_a_file_is_refused_by_the_options_name() {
         let options = format!(r#"{{"state_dir": "{state_dir}"}}"#);
         let error = open(base.path(), &options).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-        assert!(
-            error.message().starts_with("option `state_dir`: "),
-            "{error}"
-        );
+        assert!(error.message().starts_with("option `state_dir`: "), "{error}");
     }
 }
 
@@ -158,11 +147,9 @@ impl tracing::Subscriber for Lines {
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
 
     fn event(&self, event: &tracing::Event<'_>) {
-        event.record(
-            &mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-                self.0.lock().unwrap().push_str(&format!("{value:?}\n"));
-            },
-        );
+        event.record(&mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            self.0.lock().unwrap().push_str(&format!("{value:?}\n"));
+        });
     }
 
     fn enter(&self, _: &tracing::span::Id) {}

@@ -53,9 +53,7 @@ fn spawn(role: &str, base: &Path) -> Child {
 pub(super) fn run(role: &str, base: &Path, wrapper: &[&str]) -> Vec<String> {
     let output = command(role, base, wrapper).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    text.lines()
-        .filter_map(|line| Some(line.split_once("> ")?.1.to_owned()))
-        .collect()
+    text.lines().filter_map(|line| Some(line.split_once("> ")?.1.to_owned())).collect()
 }
 
 #[test]
@@ -109,9 +107,7 @@ fn child() {
             let store = store(base);
             for number in 0_u64.. {
                 let value = number.to_string().repeat(1 + number as usize % 500);
-                store
-                    .put("state/a", value.as_bytes(), Expected::Any)
-                    .unwrap();
+                store.put("state/a", value.as_bytes(), Expected::Any).unwrap();
                 println!("> {number}");
             }
         }
@@ -137,11 +133,7 @@ fn processes_lose_no_update() {
     let children: Vec<_> = (0..4).map(|_| spawn("increment", base.path())).collect();
     for child in children {
         let output = child.wait_with_output().unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     assert_eq!(store.value("state/a"), b"200");
 }
@@ -165,18 +157,12 @@ fn a_process_that_writes_without_pause_starves_no_other() {
 fn a_listing_misses_no_key_that_is_being_rewritten() {
     // tmpfs gives a renamed name a new place in its folder, so it is the hard case.
     let shared_memory = Path::new("/dev/shm");
-    let place = if shared_memory.is_dir() {
-        shared_memory
-    } else {
-        &env::temp_dir()
-    };
+    let place = if shared_memory.is_dir() { shared_memory } else { &env::temp_dir() };
     let base = tempfile::tempdir_in(place).unwrap();
     let mut writer = spawn("rewrite", base.path());
     wait_for_start(&mut writer);
     let store = store(base.path());
-    let counts: Vec<_> = (0..300)
-        .map(|_| store.list("state/", None, 1000).len())
-        .collect();
+    let counts: Vec<_> = (0..300).map(|_| store.list("state/", None, 1000).len()).collect();
     end(writer);
     assert!(counts.iter().all(|&count| count == 200), "{counts:?}");
 }
@@ -189,10 +175,7 @@ fn a_killed_writer_leaves_the_last_value_or_the_one_under_way() {
         let mut acknowledged = None;
         let reader = BufReader::new(child.stdout.take().unwrap());
         for line in reader.lines() {
-            let Some(number) = line
-                .unwrap()
-                .split_once("> ")
-                .map(|(_, text)| text.to_owned())
+            let Some(number) = line.unwrap().split_once("> ").map(|(_, text)| text.to_owned())
             else {
                 continue;
             };
@@ -205,17 +188,8 @@ fn a_killed_writer_leaves_the_last_value_or_the_one_under_way() {
         child.wait().unwrap();
         let acknowledged = acknowledged.unwrap();
         let found = store(base.path()).value("state/a");
-        let value = |number: u64| {
-            number
-                .to_string()
-                .repeat(1 + number as usize % 500)
-                .into_bytes()
-        };
-        assert!(
-            [acknowledged, acknowledged + 1]
-                .iter()
-                .any(|&number| found == value(number))
-        );
+        let value = |number: u64| number.to_string().repeat(1 + number as usize % 500).into_bytes();
+        assert!([acknowledged, acknowledged + 1].iter().any(|&number| found == value(number)));
     }
     let folder = file_of(base.path(), "state/a").parent().unwrap().to_owned();
     assert!(fs::read_dir(folder).unwrap().count() <= 2);

@@ -11,14 +11,9 @@ use crate::backend::FileBackend;
 #[test]
 fn values_come_back_after_reopening_and_read_as_they_were_written() {
     let base = tempfile::tempdir().unwrap();
-    let version = store(base.path())
-        .put("state/orders", b"{\"n\":1}", Expected::Absent)
-        .unwrap();
+    let version = store(base.path()).put("state/orders", b"{\"n\":1}", Expected::Absent).unwrap();
     let reopened = store(base.path());
-    assert_eq!(
-        reopened.get("state/orders").unwrap().unwrap(),
-        (b"{\"n\":1}".to_vec(), version)
-    );
+    assert_eq!(reopened.get("state/orders").unwrap().unwrap(), (b"{\"n\":1}".to_vec(), version));
     let text = fs::read_to_string(file_of(base.path(), "state/orders")).unwrap();
     assert_eq!(text.lines().next(), Some("{\"n\":1}"));
     assert!(text.ends_with("\"}\n"), "{text}");
@@ -28,9 +23,7 @@ fn values_come_back_after_reopening_and_read_as_they_were_written() {
 fn any_bytes_up_to_the_limit_are_taken_and_more_is_too_large() {
     let base = tempfile::tempdir().unwrap();
     let store = open(base.path(), r#"{"max_value_bytes": 16777216}"#).unwrap();
-    let mut value: Vec<u8> = (0..16 * 1024 * 1024_u32)
-        .map(|n| ((n * 31) >> 7) as u8)
-        .collect();
+    let mut value: Vec<u8> = (0..16 * 1024 * 1024_u32).map(|n| ((n * 31) >> 7) as u8).collect();
     for value in [&b""[..], b"\n", &[0; 4096], &value] {
         store.put("a", value, Expected::Any).unwrap();
         assert!(store.value("a") == value);
@@ -48,10 +41,9 @@ fn a_stale_expectation_changes_nothing_and_carries_the_current_version() {
     let first = store.put("a", b"1", Expected::Absent).unwrap();
     let second = store.put("a", b"2", Expected::Version(first)).unwrap();
     for expected in [Expected::Absent, Expected::Version(first)] {
-        for error in [
-            store.put("a", b"3", expected).unwrap_err(),
-            store.delete("a", expected).unwrap_err(),
-        ] {
+        for error in
+            [store.put("a", b"3", expected).unwrap_err(), store.delete("a", expected).unwrap_err()]
+        {
             assert_eq!(error.kind(), ErrorKind::Conflict);
             assert_eq!(error.current(), Some(&second));
         }
@@ -98,16 +90,8 @@ fn every_kind_of_key_works_and_stays_inside_the_store() {
         "a/b.json",
         "a/b.json/c",
     ];
-    let long = [
-        "/".repeat(512),
-        "x".repeat(512),
-        "é".repeat(256),
-        "ab/".repeat(170),
-    ];
-    let mut keys: Vec<&str> = keys
-        .into_iter()
-        .chain(long.iter().map(String::as_str))
-        .collect();
+    let long = ["/".repeat(512), "x".repeat(512), "é".repeat(256), "ab/".repeat(170)];
+    let mut keys: Vec<&str> = keys.into_iter().chain(long.iter().map(String::as_str)).collect();
     for key in &keys {
         store.put(key, key.as_bytes(), Expected::Absent).unwrap();
     }
@@ -116,15 +100,9 @@ fn every_kind_of_key_works_and_stays_inside_the_store() {
     for key in &keys {
         assert_eq!(store.value(key), key.as_bytes());
         let below: Vec<_> = keys.iter().filter(|other| other.starts_with(key)).collect();
-        assert_eq!(
-            store.keys(key, None, 1000).iter().collect::<Vec<_>>(),
-            below
-        );
+        assert_eq!(store.keys(key, None, 1000).iter().collect::<Vec<_>>(), below);
         let after: Vec<_> = keys.iter().filter(|other| other > &key).collect();
-        assert_eq!(
-            store.keys("", Some(key), 1000).iter().collect::<Vec<_>>(),
-            after
-        );
+        assert_eq!(store.keys("", Some(key), 1000).iter().collect::<Vec<_>>(), after);
     }
     let outside: Vec<_> = fs::read_dir(base.path()).unwrap().collect();
     assert_eq!(outside.len(), 1);
@@ -182,13 +160,9 @@ fn a_damaged_file_is_listed_and_can_be_replaced_or_removed() {
     assert!(seen.to_string().starts_with("corrupt-"));
     let error = store.put("state/b", b"", Expected::Absent).unwrap_err();
     assert_eq!(error.current(), Some(&seen));
-    let repaired = store
-        .put("state/b", b"{}", Expected::Version(seen))
-        .unwrap();
+    let repaired = store.put("state/b", b"{}", Expected::Version(seen)).unwrap();
     assert_eq!(store.get("state/b").unwrap().unwrap().1, repaired);
-    let error = store
-        .delete("state/b", Expected::Version(seen))
-        .unwrap_err();
+    let error = store.delete("state/b", Expected::Version(seen)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     damage();
     store.put("state/b", b"new", Expected::Any).unwrap();
@@ -236,10 +210,6 @@ fn without_atomic_writes_the_durable_capability_is_off() {
     assert!(promised.contains(Capabilities::MULTI_PROCESS));
     fast.put("state/a", b"1", Expected::Absent).unwrap();
     let safe = store(base.path());
-    assert!(
-        safe.backend
-            .capabilities()
-            .contains(FileBackend::CAPABILITIES)
-    );
+    assert!(safe.backend.capabilities().contains(FileBackend::CAPABILITIES));
     assert_eq!(safe.value("state/a"), b"1");
 }
