@@ -238,7 +238,11 @@ fn wrong_usage_is_exit_2_with_the_nearest_right_word() {
     insta::assert_snapshot!(project.run(&["run", "--fersh"]).transcript(&[]), @"
     exit 2
     --- stderr
-    error: invalid value '--fersh' for '[PIPELINE]': `--fersh` is no pipeline name: it starts with a dash
+    error: unexpected argument '--fersh' found
+
+      tip: a similar argument exists: '--fresh'
+
+    Usage: oxide_flow run --fresh [PIPELINE]
 
     For more information, try '--help'.
     ");

@@ -394,7 +394,7 @@ fn json_is_one_document_on_stdout_and_the_output_of_steps_goes_to_stderr() {
     let project = Project::steady("pipeline: [{name: a, run: 'echo shown; echo {}'}]\n");
     let ran = project.run(&["run", "--json"]).expect(0);
     let document: Value = serde_json::from_str(&ran.stdout).unwrap();
-    assert_eq!(document["kind"], "oxide_flow.state/1");
+    assert_eq!(document["kind"], "oxide_flow.run/1");
     assert_eq!(document["data"]["status"], "completed");
     assert_eq!(document["data"], project.state("p").unwrap());
     assert!(ran.stderr.contains("a | shown\n"), "{}", ran.stderr);

@@ -81,7 +81,7 @@ fn the_list_shows_which_file_is_used_and_which_are_shadowed() {
     let rows = rows.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" "));
     assert_snapshot!(rows.collect::<Vec<_>>().join("\n"), @r#"
     BACKEND STATUS VERSION ABI PROMISES FILE
-    file in use 1.0 1.0 [project]/plugins/liboxiflow_backend_file.so
+    file in use 1.0 1.0 - [project]/plugins/liboxiflow_backend_file.so
     file shadowed 0.1.0 1.0 durable, multi_process [program]/liboxiflow_backend_file.so
     "#);
 }

@@ -70,7 +70,6 @@ pub(super) enum Command {
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
     /// The pipeline [default: the only one, or `pipeline`]
-    #[arg(allow_hyphen_values = true)]
     pub(super) pipeline: Option<PipelineName>,
     /// Start over instead of resuming; an unfinished state is backed up first
     #[arg(long)]

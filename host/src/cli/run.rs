@@ -48,11 +48,11 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     if args.json {
         let failed = outcome.as_ref().err().map(Error::kind) == Some(ErrorKind::StepFailed);
         match &outcome {
-            Ok(outcome) => ui.json("state", &outcome.state)?,
+            Ok(outcome) => ui.json("run", &outcome.state)?,
             // The state says which step failed and why, as it was saved at the end of the run.
             Err(_) if failed => {
                 if let Some(state) = app.store.load_state(&name)? {
-                    ui.json("state", &state.value)?;
+                    ui.json("run", &state.value)?;
                 }
             }
             Err(_) => {}

@@ -43,7 +43,8 @@ pub(super) fn open_checked(file: &Path) -> Result<CheckedLibrary> {
 
     let mut library = File::options()
         .read(true)
-        .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+        // A FIFO under a plugin's name must not make the open wait for a writer.
+        .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
         .open(&real)
         .map_err(|error| unreadable(file, error))?;
     let metadata = library.metadata().map_err(|error| unreadable(file, error))?;

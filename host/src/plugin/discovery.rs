@@ -135,8 +135,8 @@ impl SearchPath {
             .min();
         let hint = match nearest {
             Some((_, nearest)) => format!("did you mean `{nearest}`?"),
-            None if known.is_empty() => "no plugin is installed".to_owned(),
-            None => format!("installed: {}", known.join(", ")),
+            None if known.is_empty() => "no plugin is installed.".to_owned(),
+            None => format!("installed: {}.", known.join(", ")),
         };
         Error::new(ErrorKind::Configuration, message)
             .hint(format!("{hint} Searched: {}", folders.join(", ")))

@@ -175,6 +175,7 @@ impl Following<'_, '_> {
         if !run.is_dirty() || run.since_save() < self.runner.parts.checkpoint_interval {
             return Ok(());
         }
+        self.record_time(run);
         match run.save() {
             Ok(()) => {
                 self.runner.parts.observer.event(RunEvent::Checkpointed(self.step, run.state()));

@@ -73,7 +73,7 @@ pub(super) fn run(global: &Global, json: bool, ui: &Ui) -> Result<ExitCode> {
             row.status.to_owned(),
             or_dash(plugin.map(|plugin| plugin.version.clone())),
             or_dash(plugin.map(|plugin| plugin.abi.clone())),
-            or_dash(plugin.map(|plugin| plugin.capabilities.join(", "))),
+            or_dash(plugin.map(|p| p.capabilities.join(", ")).filter(|text| !text.is_empty())),
             row.file.clone(),
         ]
     });
