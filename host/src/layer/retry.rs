@@ -3,7 +3,9 @@
 //! Sits directly above one backend, so each backend has its own retry budget. A write with
 //! unknown outcome is read back, never blindly repeated (contract C4): what is stored tells
 //! whether it happened, and a compare-and-swap that has not happened can be tried again, since
-//! of two attempts with one expectation only one can succeed.
+//! of two attempts with one expectation only one can succeed. A write that is found to have happened
+//! is confirmed by writing the same bytes over it: what can be read is not yet what survives a
+//! power loss, and a store may lose the answer exactly because it could not make it durable.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -100,8 +102,8 @@ impl Retry {
     }
 
     /// Runs a write, reading back whenever its outcome is unknown. `wanted` is what it stores,
-    /// `None` for a delete. Returns the version it made (`None` for a delete) and whether it
-    /// changed anything.
+    /// `None` for a delete; `happened` makes the result of a write that is found to have happened,
+    /// from the version that is there.
     fn write<T>(
         &self,
         call: &Call,
@@ -109,7 +111,7 @@ impl Retry {
         wanted: Option<&[u8]>,
         expected: &Expected,
         attempt: impl Fn() -> Result<T, BackendError>,
-        happened: impl Fn(Option<Version>) -> Option<T>,
+        happened: impl Fn(Option<Version>, BackendError) -> Result<T, BackendError>,
     ) -> Result<T, BackendError> {
         let mut attempts = Attempts::new(call);
         let mut in_doubt: Option<BackendError> = None;
@@ -130,10 +132,11 @@ impl Retry {
             }
             match self.read_back(call, key, wanted, expected) {
                 Ok(Outcome::Happened(version)) => {
-                    return happened(version).ok_or(error);
+                    return happened(version, in_doubt.unwrap_or(error));
                 }
                 Ok(Outcome::NotYet) if attempts.next(&error) => in_doubt = Some(error),
-                Ok(Outcome::Unknown) if error.kind() == ErrorKind::Conflict => return Err(error),
+                // Also after a conflict: an attempt in doubt may have happened and have been
+                // overwritten since, and a caller told of a conflict would do it again.
                 Ok(Outcome::NotYet | Outcome::Unknown) | Err(_) => {
                     return Err(in_doubt.unwrap_or(error));
                 }
@@ -159,12 +162,22 @@ impl Storage for Retry {
         expected: &Expected,
     ) -> Result<Version, BackendError> {
         let attempt = || self.inner.put(call, key, value, expected);
-        self.write(call, key, Some(value), expected, attempt, |version| version)
+        self.write(call, key, Some(value), expected, attempt, |version, unknown| {
+            let Some(version) = version else { return Err(unknown) };
+            match self.inner.put(call, key, value, &Expected::Version(version)) {
+                Ok(confirmed) => Ok(confirmed),
+                // Somebody has built on it already.
+                Err(error) if error.kind() == ErrorKind::Conflict => Ok(version),
+                Err(_) => Err(unknown),
+            }
+        })
     }
 
     fn delete(&self, call: &Call, key: &str, expected: &Expected) -> Result<bool, BackendError> {
         let attempt = || self.inner.delete(call, key, expected);
-        self.write(call, key, None, expected, attempt, |_| Some(true))
+        // There is nothing left to confirm it with. A deleted record that a power loss brings back
+        // is deleted again by whoever cleans up next.
+        self.write(call, key, None, expected, attempt, |_, _| Ok(true))
     }
 
     fn list(
@@ -205,6 +218,8 @@ mod tests {
         WrittenThenUnknown,
         /// Does not write, and loses the answer.
         UnwrittenUnknown,
+        /// Somebody else writes first.
+        Overtaken,
         /// Somebody else writes, and the answer is lost.
         OvertakenUnknown,
     }
@@ -257,6 +272,10 @@ mod tests {
                     Err(BackendError::outcome_unknown("lost"))
                 }
                 Some(Fault::UnwrittenUnknown) => Err(BackendError::outcome_unknown("lost")),
+                Some(Fault::Overtaken) => {
+                    self.store(key, b"theirs", &Expected::Any)?;
+                    self.store(key, value, expected)
+                }
                 Some(Fault::OvertakenUnknown) => {
                     self.store(key, b"theirs", &Expected::Any)?;
                     Err(BackendError::outcome_unknown("lost"))
@@ -294,10 +313,26 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_happened_is_found_by_reading_back_and_not_repeated() {
+    fn a_write_that_happened_is_found_by_reading_back_and_confirmed() {
         let (store, inner) = Scripted::failing(&[Fault::WrittenThenUnknown]);
-        assert_eq!(put(&store, Expected::Absent).unwrap(), Version::from(1));
-        assert_eq!(*inner.counter.lock().unwrap(), 1);
+        // Version 1 is the write that happened, version 2 the same bytes confirmed over it.
+        assert_eq!(put(&store, Expected::Absent).unwrap(), Version::from(2));
+        assert_eq!(*inner.counter.lock().unwrap(), 2);
+        assert_eq!(inner.entries.lock().unwrap()["k"].value, b"ours");
+    }
+
+    #[test]
+    fn a_write_that_can_be_read_but_not_confirmed_stays_unknown() {
+        let (store, _) = Scripted::failing(&[Fault::WrittenThenUnknown, Fault::Unavailable]);
+        assert_eq!(put(&store, Expected::Absent).unwrap_err().kind(), ErrorKind::OutcomeUnknown);
+    }
+
+    #[test]
+    fn a_swap_in_doubt_that_meets_another_write_stays_unknown() {
+        // Had the first attempt happened and been overwritten, doing it again would do it twice.
+        let (store, inner) = Scripted::failing(&[Fault::UnwrittenUnknown, Fault::Overtaken]);
+        assert_eq!(put(&store, Expected::Absent).unwrap_err().kind(), ErrorKind::OutcomeUnknown);
+        assert_eq!(inner.entries.lock().unwrap()["k"].value, b"theirs");
     }
 
     #[test]
