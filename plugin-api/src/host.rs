@@ -2,7 +2,7 @@
 //!
 //! Every `static` of a shared library is its own, so the `tracing` dispatcher and the panic hook
 //! of the host do not reach into a plugin. [`Host`] carries the log callback over the boundary,
-//! and [`install_forwarding`] points the plugin's own `tracing` and panic hook at it, so that
+//! and the SDK points the plugin's own `tracing` and panic hook at it, so that
 //! also what a plugin's dependencies log reaches the user.
 
 use std::cell::Cell;

@@ -1,7 +1,7 @@
 //! Holding a lease: a background thread renews it, obeys what others ask, and notices its loss.
 //!
 //! Each renewal is a compare-and-swap, so a request or a takeover by somebody else shows up as a
-//! conflict. The holder gives up before others may take over: at [`GIVE_UP`] of the time to live
+//! conflict. The holder gives up before others may take over: at [`GIVE_UP_PERCENT`] of the time to live
 //! without a renewal, counted from before the last successful attempt was made.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
