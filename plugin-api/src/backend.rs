@@ -137,7 +137,8 @@ pub struct Description {
 }
 
 impl Description {
-    /// The same description with a JSON Schema of `backend_config`, which the host checks options
+    /// The same description with a JSON Schema of `backend_config` (draft 7, unless its `$schema`
+    /// names another), which the host checks options
     /// against, and prints help from, before `open`.
     #[must_use]
     pub fn with_config_schema(mut self, schema: serde_json::Value) -> Self {

@@ -29,7 +29,13 @@ pub(super) fn problems(schema: &Value, options: &Map<String, Value>) -> Vec<Opti
         .map(|option| unknown(option, &known))
         .collect();
 
-    let validator = match jsonschema::validator_for(schema) {
+    // Every command opens the store. A schema that names no draft is read as draft 7, whose own
+    // schema is small: that of the newest draft costs more than loading the plugin.
+    let compiler = match schema.get("$schema") {
+        None => jsonschema::options().with_draft(jsonschema::Draft::Draft7),
+        Some(_) => jsonschema::options(),
+    };
+    let validator = match compiler.build(schema) {
         Ok(validator) => validator,
         Err(error) => {
             tracing::warn!(%error, "the plugin's schema of its options is not valid; not checked");
