@@ -265,6 +265,16 @@ fn a_rust_plugin_whose_types_are_laid_out_differently_is_refused_with_the_detail
 }
 
 #[test]
+fn a_library_that_hangs_while_it_is_loaded_is_given_up() {
+    let bench = Bench::with_c(&["-DAT_LOAD=for (;;) sleep(1)"]);
+    let ran = bench.inspect(&bench.library()).expect(1);
+    assert_snapshot!(bench.hide(&ran.stderr), @r#"
+    error: [project]/plugins/liboxiflow_backend_tiny.so hung while it was loaded
+    hint: do not install it; report it to its author
+    "#);
+}
+
+#[test]
 fn a_library_that_crashes_while_it_is_loaded_takes_no_inspecting_program_down() {
     let told = |flag: &str| {
         let bench = Bench::with_c(&[flag]);

@@ -4,14 +4,20 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use signal_hook::low_level::signal_name;
 
 use crate::cli::ui::Ui;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugin::Plugin;
+
+/// How long loading a plugin may take.
+const LOAD_LIMIT: Duration = Duration::from_secs(10);
 
 /// What is known of a plugin after loading it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,11 +81,17 @@ pub(super) struct Refused {
 /// Loads a plugin in a child process and returns what it is, or what the child says against it.
 pub(super) fn inspect(file: &Path) -> Result<std::result::Result<Inspected, Refused>> {
     let failed = |what: &str| Error::new(ErrorKind::Io, what.to_owned());
-    let output = Command::new("/proc/self/exe")
+    let child = Command::new("/proc/self/exe")
         .args(["plugin", "inspect", "--in-process", "--json", "--"])
         .arg(file)
-        .output()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .map_err(|error| failed("cannot start a process to load the plugin in").because(error))?;
+    let (output, hung) = output_within(child, LOAD_LIMIT).map_err(|error| {
+        failed("cannot wait for the process that loads the plugin").because(error)
+    })?;
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
     let killed = |how: &str| Refused {
         code: 1,
@@ -88,6 +100,9 @@ pub(super) fn inspect(file: &Path) -> Result<std::result::Result<Inspected, Refu
             file.display()
         ),
     };
+    if hung {
+        return Ok(Err(killed("hung while it was loaded")));
+    }
     Ok(match (output.status.signal(), output.status.code()) {
         (Some(signal), _) => {
             let name = signal_name(signal).map_or_else(|| signal.to_string(), str::to_owned);
@@ -104,6 +119,20 @@ pub(super) fn inspect(file: &Path) -> Result<std::result::Result<Inspected, Refu
             report,
         }),
     })
+}
+
+/// The output of a process, and whether it had to be killed because it took too long.
+fn output_within(child: Child, limit: Duration) -> std::io::Result<(Output, bool)> {
+    // The descriptor pins the process: its number may be reused once it has been waited for.
+    let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())?;
+    let (done, wait) = mpsc::channel::<()>();
+    let watchdog = std::thread::Builder::new().name("watchdog".into()).spawn(move || {
+        let hung = wait.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
+        hung && pidfd_send_signal(&process, Signal::KILL).is_ok()
+    })?;
+    let output = child.wait_with_output();
+    drop(done);
+    Ok((output?, watchdog.join().unwrap_or(false)))
 }
 
 fn show(inspected: &Inspected, json: bool, ui: &Ui) -> Result<ExitCode> {
