@@ -191,7 +191,7 @@ fn a_cursor_that_no_variable_can_hold_does_not_block_the_pipeline_for_good() {
     --- stderr
     p: run ID begins
     p: a (1 of 1) starts
-    warning: step `a` reported a cursor with a NUL character, which no environment variable can hold; the report is not counted
+    warning: step `a` reported a cursor that no environment variable can hold: with a NUL character, or longer than 102400 bytes; the report is not counted
     p: a failed: it ended with exit code 3
     error: step `a` of pipeline `p` failed
       caused by: it ended with exit code 3

@@ -23,13 +23,14 @@ const KEYS: &[&str] = &[
     "name",
     "id",
     "run",
+    "singer",
     "retry_attempts",
     "timeout_seconds",
     "continue_on_error",
     "incremental",
     "environment",
 ];
-const AS_WRITTEN: &[&str] = &["name", "id", "run"];
+const AS_WRITTEN: &[&str] = &["name", "id", "run", "singer"];
 const LONGEST_ID: usize = 128;
 
 /// One step of a pipeline.
@@ -64,6 +65,14 @@ pub enum Command {
     Shell(String),
     /// A program and its arguments, passed on untouched; the program is not empty.
     Arguments(Vec<String>),
+    /// Two programs with their arguments, passed on untouched: a Singer tap, and the target that
+    /// takes its messages.
+    Singer {
+        /// What extracts.
+        tap: Vec<String>,
+        /// What loads.
+        target: Vec<String>,
+    },
 }
 
 impl Step {
@@ -156,7 +165,7 @@ fn require_command(shown: &Path, node: &Node) -> Result<(), ConfigError> {
     let entries = section::entries(shown, "a step", node)?;
     let find = |key: &str| entries.iter().find(|entry| entry.key == key);
     let misspelt = entries.iter().any(|entry| is_nearly_run(&entry.key));
-    if find("run").is_some() || misspelt {
+    if find("run").is_some() || find("singer").is_some() || misspelt {
         return Ok(());
     }
     let name = find("name").and_then(|entry| entry.node.scalar_text());
@@ -173,29 +182,47 @@ fn is_nearly_run(key: &str) -> bool {
 }
 
 fn read_command(shown: &Path, step: &Section<'_>, step_at: Mark) -> Result<Command, ConfigError> {
+    if let Some(node) = step.get("singer") {
+        if step.get("run").is_some() {
+            return Err(step.error(node.at, "a step has either `run` or `singer`"));
+        }
+        return read_singer(shown, node);
+    }
     let Some(node) = step.get("run") else {
         return Err(step.error(step_at, "`run` has no value"));
     };
-    let command = match &node.value {
+    let (command, program) = match &node.value {
         Value::List(_) => {
-            Command::Arguments(step.texts("run")?.into_iter().map(str::to_owned).collect())
+            let arguments: Vec<_> = step.texts("run")?.into_iter().map(str::to_owned).collect();
+            let program = arguments.first().cloned().unwrap_or_default();
+            (Command::Arguments(arguments), program)
         }
         _ => match node.scalar_text() {
-            Some(text) => Command::Shell(text.to_owned()),
+            Some(text) => (Command::Shell(text.to_owned()), text.to_owned()),
             None => {
                 let what = "a text for the shell or a list of arguments";
                 return Err(section::expected(shown, "run", node, what));
             }
         },
     };
-    let program = match &command {
-        Command::Shell(text) => Some(text.as_str()),
-        Command::Arguments(arguments) => arguments.first().map(String::as_str),
-    };
-    if program.is_none_or(|program| program.trim().is_empty()) {
+    if program.trim().is_empty() {
         return Err(step.error(node.at, "`run` is empty"));
     }
     Ok(command)
+}
+
+fn read_singer(shown: &Path, node: &Node) -> Result<Command, ConfigError> {
+    let pair = Section::open(shown, "`singer`", node, &["tap", "target"])?;
+    let program = |key: &str| {
+        let arguments = pair.nonempty_texts(key)?;
+        if arguments.is_empty() {
+            let message = format!("`singer` has no `{key}`");
+            let hint = "a pair is `singer: {tap: [tap-csv, --config, tap.json], target: [...]}`";
+            return Err(pair.error(node.at, message).with_hint(hint));
+        }
+        Ok(arguments.into_iter().map(str::to_owned).collect())
+    };
+    Ok(Command::Singer { tap: program("tap")?, target: program("target")? })
 }
 
 fn read_timeout(shown: &Path, step: &Section<'_>) -> Result<Option<Duration>, ConfigError> {

@@ -16,6 +16,7 @@ use super::events::{Event, RunEvent, StopCause, Stopper};
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
 use super::process::{OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
 use super::session::Run;
+use super::singer;
 use super::steps::{Runner, step_state};
 use crate::config::{Command, Step};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,6 +26,8 @@ use crate::model::{ErrorType, Progress, StepState};
 const GRACE: Duration = Duration::from_secs(10);
 /// How long output may trickle in after a step has ended.
 const DRAIN: Duration = Duration::from_secs(1);
+/// The longest cursor, in bytes: the system takes environment variables of up to 128 KiB.
+const LONGEST_CURSOR: usize = 100 * 1024;
 /// How many lines of a failed step's standard error are kept with its error.
 const CONTEXT_LINES: usize = 10;
 
@@ -58,7 +61,7 @@ pub(super) fn follow(
         lease_ttl: run.lease_ttl(),
         lease_age: run.lease_age(),
         control: &runner.control,
-        arguments: arguments(&step.run),
+        arguments: arguments(&step.run)?,
         folder: runner.parts.project_dir,
         environment: &environment,
     };
@@ -203,13 +206,12 @@ impl Following<'_, '_> {
             }
             ProcessEvent::Progress(line) if line.trim().is_empty() => {}
             ProcessEvent::Progress(line) => match Progress::parse(&line) {
-                // Kept, such a cursor could not be given to the step again, and nothing would
-                // ever start it any more.
-                Ok(progress) if progress.last_id.iter().any(|id| id.contains('\0')) => {
+                Ok(progress) if progress.last_id.as_deref().is_some_and(is_unusable) => {
                     let name = &self.step.name;
                     let text = format!(
-                        "step `{name}` reported a cursor with a NUL character, which no \
-                         environment variable can hold; the report is not counted"
+                        "step `{name}` reported a cursor that no environment variable can hold: \
+                         with a NUL character, or longer than {LONGEST_CURSOR} bytes; the report \
+                         is not counted"
                     );
                     observer.event(RunEvent::Warning(&text));
                 }
@@ -352,11 +354,24 @@ fn step_environment(
     Ok(environment)
 }
 
-fn arguments(command: &Command) -> Vec<OsString> {
-    match command {
+fn arguments(command: &Command) -> Result<Vec<OsString>> {
+    Ok(match command {
         Command::Shell(text) => vec!["sh".into(), "-c".into(), text.into()],
         Command::Arguments(arguments) => arguments.iter().map(OsString::from).collect(),
-    }
+        Command::Singer { tap, target } => {
+            let pair = singer::Pair { tap: tap.clone(), target: target.clone() };
+            let pair = serde_json::to_string(&pair).map_err(|error| {
+                Error::new(ErrorKind::Internal, "cannot write the step's command").because(error)
+            })?;
+            vec!["/proc/self/exe".into(), singer::COMMAND.into(), pair.into()]
+        }
+    })
+}
+
+/// Kept, such a cursor could not be given to the step again, and nothing would ever start it any
+/// more.
+fn is_unusable(cursor: &str) -> bool {
+    cursor.contains('\0') || cursor.len() > LONGEST_CURSOR
 }
 
 /// Records that are behind a step, well or not.

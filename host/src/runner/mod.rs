@@ -10,11 +10,14 @@ mod attempt;
 mod events;
 mod orphans;
 mod process;
+mod report;
 mod session;
+pub mod singer;
 mod steps;
 pub mod supervisor;
 
 pub use events::{Outcome, RunEvent, RunObserver, StopCause, Stopper};
 pub use process::OutputStream;
+pub use report::report;
 pub use session::{Begin, Begun, Run, RunRequest};
 pub use steps::{Runner, RunnerParts};

@@ -55,12 +55,17 @@ fn missing_programs(config: &Config, pipeline: &Pipeline) -> Vec<String> {
     pipeline
         .steps
         .iter()
-        .filter_map(|step| match &step.run {
-            Command::Arguments(arguments) => {
-                let program = arguments.first().filter(|program| !exists(program))?;
-                Some(format!("step `{}`: there is no program `{program}` here", step.name))
-            }
-            Command::Shell(_) => None,
+        .flat_map(|step| {
+            let commands = match &step.run {
+                Command::Arguments(arguments) => vec![arguments],
+                Command::Singer { tap, target } => vec![tap, target],
+                Command::Shell(_) => Vec::new(),
+            };
+            let programs = commands.into_iter().filter_map(|arguments| arguments.first());
+            let missing = programs.filter(|program| !exists(program));
+            missing.map(|program| {
+                format!("step `{}`: there is no program `{program}` here", step.name)
+            })
         })
         .collect()
 }
