@@ -79,6 +79,12 @@ pub fn find(store: &StateStore, pipeline: &PipelineName, wanted: &str) -> Result
     };
     let back = wanted.strip_prefix('-').map(str::parse::<usize>);
     let Some(back) = back else {
+        // Only what an id is made of goes into a key.
+        if wanted.is_empty()
+            || !wanted.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
+        {
+            return Err(none());
+        }
         return store.load_history(pipeline, wanted)?.ok_or_else(none);
     };
     let back = back.ok().filter(|back| *back > 0).ok_or_else(|| {
