@@ -74,6 +74,7 @@ fn the_help_of_the_whole_shows_every_command() {
       state     Look at and change the state of pipelines
       worker    Look at and stop workers
       plugin    Look at backend plugins
+      maintain  Remove what is kept beyond its bounds, once; for cron
       help      Print this message or the help of the given subcommand(s)
 
     Options:
@@ -261,12 +262,16 @@ fn wrong_usage_is_exit_2_with_the_nearest_right_word() {
     Usage: oxide_flow state [OPTIONS] <COMMAND>
 
     Commands:
-      show    Show the state of a pipeline
-      list    List the states of all pipelines
-      export  Write the state of a pipeline to a file or to standard output
-      import  Replace the state of a pipeline by one from a file
-      unlock  Release the lease of a pipeline whose worker is gone
-      help    Print this message or the help of the given subcommand(s)
+      show      Show the state of a pipeline
+      list      List the states of all pipelines
+      export    Write the state of a pipeline to a file or to standard output
+      import    Replace the state of a pipeline by one from a file
+      unlock    Release the lease of a pipeline whose worker is gone
+      upgrade   Rewrite states of an older schema in the current one
+      history   List the runs of a pipeline that ended and what was done to its state, newest first
+      diff      Show what differs between two states, field by field
+      rollback  Go back to a state that the history kept
+      help      Print this message or the help of the given subcommand(s)
 
     Options:
           --project <DIR>            The project: a folder with an oxiflow.yaml [default: the nearest

@@ -14,8 +14,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("layer", &[]),
     ("store", &["model", "layer"]),
     ("lease", &["store", "model"]),
-    ("recovery", &["store", "lease", "model", "config"]),
-    ("runner", &["store", "lease", "recovery", "model", "config"]),
+    ("history", &["store", "model"]),
+    ("recovery", &["store", "lease", "history", "model", "config"]),
+    ("runner", &["store", "lease", "history", "recovery", "model", "config"]),
     ("app", &["config", "plugin", "layer", "store", "lease", "recovery", "runner", "model"]),
     ("manager", &["app", "config", "store", "lease", "runner", "model"]),
 ];

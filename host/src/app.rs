@@ -100,6 +100,7 @@ impl App {
             incremental: incremental.map(|step| step.id.clone()).collect(),
             fresh,
             backup: self.config.state.backup_enabled,
+            history_keep: self.config.state.history_keep,
             lease_ttl: self.config.state.lease_ttl,
             heartbeat_interval: self.config.state.heartbeat_interval,
             wait,

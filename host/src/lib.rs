@@ -5,8 +5,9 @@
 //!
 //! In reading order: [`model`] is what is kept, [`config`] what a project says, [`plugin`] loads a
 //! backend, [`layer`] makes records of its bytes, [`store`] gives them types, [`lease`] decides
-//! who may write, [`recovery`] keeps and puts back copies, [`runner`] runs steps, [`app`] puts it
-//! all together, [`manager`] is for programs that embed it, and [`cli`] is the command line.
+//! who may write, [`history`] keeps what happened, [`recovery`] keeps and puts back copies,
+//! [`runner`] runs steps, [`app`] puts it all together, [`manager`] is for programs that embed it,
+//! and [`cli`] is the command line.
 //! `docs/architecture.md` says which of these may use which.
 
 pub mod app;
@@ -14,6 +15,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod history;
 pub mod layer;
 pub mod lease;
 pub mod manager;

@@ -48,6 +48,7 @@ impl StateManager {
             incremental: HashSet::new(),
             fresh: false,
             backup: state.backup_enabled,
+            history_keep: state.history_keep,
             lease_ttl: state.lease_ttl,
             heartbeat_interval: state.heartbeat_interval,
             wait: Duration::ZERO,

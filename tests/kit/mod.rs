@@ -325,6 +325,7 @@ pub fn hide_changing(text: &str) -> String {
         let host = regex::escape(host.trim());
         [
             (r"\d{8}T\d{6}\.\d{3}Z-[0-9a-z]{6}", "BACKUP"),
+            (r"\d{8}T\d{6}\.\d{6}Z-[0-9a-z]{6}", "RECORD"),
             (&format!(r" {{2,}}{host} +\d+  "), "  HOST  PID  "),
             (&format!(r"\b{host}-\d+-[0-9a-z]{{6}}\b"), "WORKER"),
             (&format!(r"(@|pid \d+ on ){host}\b"), "${1}HOST"),

@@ -65,6 +65,8 @@ pub(super) enum Command {
     /// Look at backend plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Remove what is kept beyond its bounds, once; for cron
+    Maintain(MaintainArgs),
 }
 
 #[derive(Debug, Args)]
@@ -197,6 +199,102 @@ Example:
         #[arg(long)]
         force: bool,
     },
+    /// Rewrite states of an older schema in the current one
+    #[command(
+        after_help = "Reading an older state needs no upgrade, and the next run rewrites it anyway.
+
+Examples:
+  oxide_flow state upgrade --check    say which states are old; exit code 1 when any is
+  oxide_flow state upgrade --all      rewrite them, each backed up first"
+    )]
+    Upgrade(UpgradeArgs),
+    /// List the runs of a pipeline that ended and what was done to its state, newest first
+    History {
+        /// The pipeline
+        #[arg(allow_hyphen_values = true)]
+        pipeline: PipelineName,
+        /// How many records are shown
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: usize,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what differs between two states, field by field
+    #[command(
+        after_help = "A state is PIPELINE, FILE, PIPELINE@HISTORY_ID, or PIPELINE@-1 for the last one before now.
+
+Examples:
+  oxide_flow state diff orders@-1 orders       what changed since the last recorded state
+  oxide_flow state diff orders ./orders.json   what an import would change"
+    )]
+    Diff {
+        /// The first state
+        #[arg(value_name = "A")]
+        before: String,
+        /// The second state
+        #[arg(value_name = "B")]
+        after: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Go back to a state that the history kept
+    #[command(after_help = "The present state is backed up first. Off a terminal it needs --yes.
+
+Examples:
+  oxide_flow state rollback orders --to -1 --dry-run   what would change
+  oxide_flow state rollback orders --to -1 --yes       undo what happened last")]
+    Rollback {
+        /// The pipeline
+        #[arg(allow_hyphen_values = true)]
+        pipeline: PipelineName,
+        /// The history record, or -1 for the last one before now, -2 for the one before that
+        #[arg(long, value_name = "HISTORY_ID", allow_hyphen_values = true)]
+        to: String,
+        /// Say what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// How long to wait for a live worker to finish
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+        wait: Duration,
+    },
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).multiple(true).args(["pipeline", "all", "check"])))]
+pub(super) struct UpgradeArgs {
+    /// The pipeline
+    #[arg(conflicts_with = "all")]
+    pub(super) pipeline: Option<PipelineName>,
+    /// All pipelines
+    #[arg(long)]
+    pub(super) all: bool,
+    /// Only say which states are old
+    #[arg(long)]
+    pub(super) check: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(super) yes: bool,
+    /// How long to wait for a live worker to finish
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(super) wait: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MaintainArgs {
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -6,6 +6,7 @@ mod args;
 mod exit;
 mod init;
 mod logging;
+mod maintain;
 mod pipeline;
 mod plugin;
 mod progress;
@@ -69,6 +70,7 @@ fn dispatch(parsed: &Arguments, ui: &Ui) -> Result<ExitCode> {
         Command::State(command) => state::run(global, command, ui),
         Command::Worker(command) => worker::run(global, command, ui),
         Command::Plugin(command) => plugin::run(global, command, ui),
+        Command::Maintain(args) => maintain::run(global, args, ui),
     }
 }
 

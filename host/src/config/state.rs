@@ -29,6 +29,7 @@ const KEYS: &[&str] = &[
     "backup_enabled",
     "backup_retention",
     "cache_size",
+    "history_keep",
 ];
 
 /// Options that stand in `backend_config` or directly under `state:`, and are the host's.
@@ -60,6 +61,8 @@ pub struct StateSection {
     pub backup_retention: Duration,
     /// How many records the cache holds; default 100, and 0 turns the cache off.
     pub cache_size: usize,
+    /// How many history records are kept of each pipeline; default 100, and 0 keeps none.
+    pub history_keep: usize,
 }
 
 impl Default for StateSection {
@@ -76,6 +79,7 @@ impl Default for StateSection {
             backup_enabled: true,
             backup_retention: Duration::from_secs(7 * 24 * 60 * 60),
             cache_size: 100,
+            history_keep: 100,
         }
     }
 }
@@ -94,6 +98,7 @@ impl fmt::Debug for StateSection {
             .field("backup_enabled", &self.backup_enabled)
             .field("backup_retention", &self.backup_retention)
             .field("cache_size", &self.cache_size)
+            .field("history_keep", &self.history_keep)
             .finish()
     }
 }
@@ -128,6 +133,9 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
     read.section.enabled = state.boolean("enabled")?.unwrap_or(defaults.enabled);
     if let Some(backend) = state.nonempty_text("backend")? {
         backend.clone_into(&mut read.section.backend);
+    }
+    if let Some(keep) = state.whole_number("history_keep")? {
+        read.section.history_keep = keep;
     }
     read_intervals(&state, &mut read.section)?;
 

@@ -4,15 +4,20 @@
 //! when a record is rewritten, so that an older oxide_flow does not lose what a newer one added.
 
 mod backup;
+mod diff;
 mod error_record;
+mod history;
 mod lease;
 mod name;
 mod progress;
+pub mod schema;
 mod state;
 mod step;
 
 pub use backup::Backup;
+pub use diff::{Difference, differences};
 pub use error_record::{ErrorRecord, ErrorType};
+pub use history::{HistoryKind, HistoryRecord, StepSummary};
 pub use lease::{Holder, Lease, Request, RequestKind};
 pub use name::PipelineName;
 pub use progress::Progress;

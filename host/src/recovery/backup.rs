@@ -1,9 +1,11 @@
 //! Taking a backup of a state.
 
+use serde_json::json;
+
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::model::{Backup, Extra, PipelineState};
-use crate::store::StateStore;
+use crate::store::{StateRecord, StateStore};
 
 /// Keeps a copy of a state, and returns the id of the backup.
 ///
@@ -15,6 +17,34 @@ pub fn back_up(
     state: &PipelineState,
     reason: &str,
 ) -> Result<String> {
+    keep(store, clock, state, reason, Extra::new())
+}
+
+/// Keeps a copy of a stored state; one of an older schema also as it is stored, under `original`.
+///
+/// # Errors
+/// As [`back_up`].
+pub fn back_up_record(
+    store: &StateStore,
+    clock: &dyn Clock,
+    record: &StateRecord,
+    reason: &str,
+) -> Result<String> {
+    let mut extra = Extra::new();
+    if let Some(original) = &record.original {
+        let original = json!({"schema": original.schema, "document": original.document});
+        extra.insert("original".to_owned(), original);
+    }
+    keep(store, clock, &record.state.value, reason, extra)
+}
+
+fn keep(
+    store: &StateStore,
+    clock: &dyn Clock,
+    state: &PipelineState,
+    reason: &str,
+    extra: Extra,
+) -> Result<String> {
     let created_at = clock.now();
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
     let backup_id =
@@ -24,7 +54,7 @@ pub fn back_up(
         created_at,
         reason: reason.to_owned(),
         state: state.clone(),
-        extra: Extra::new(),
+        extra,
     })?;
     let pipeline = &state.pipeline_id;
     tracing::info!(target: "oxide_flow::state", %pipeline, backup_id, reason, "Backup created");

@@ -1,42 +1,28 @@
 //! Putting a state from outside in the place of the stored one.
 //!
-//! Everything that can be wrong with the new state is found before anything is written. The lease
-//! is held meanwhile, and the stored state is backed up first.
+//! Everything that can be wrong with the new state is found before anything is written. States of
+//! older schemas, also of the original program, are migrated first.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use oxiflow_plugin_api::Expected;
+use serde_json::{Value, json};
 
-use super::back_up;
+use super::rewrite::{Rewrite, RewriteOptions, Rewritten, detach, rewrite};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Acquire, HeldLease, acquire, this_process};
-use crate::model::{PipelineName, PipelineState, PipelineStatus, SCHEMA_VERSION};
+use crate::model::{HistoryKind, PipelineName, PipelineState, SCHEMA_VERSION, schema};
 use crate::store::StateStore;
-
-/// How long the lease of an administrative write lasts; it is released right after.
-const LEASE_TTL: Duration = Duration::from_secs(30);
 
 /// What to import, and where to.
 pub struct Import<'a> {
     /// The pipeline whose state is replaced.
     pub pipeline: &'a PipelineName,
     /// The new state, as JSON.
-    pub document: serde_json::Value,
-    /// Whether the stored state is backed up first.
-    pub backup: bool,
-    /// How long to wait for a live worker to finish.
-    pub wait: Duration,
-}
-
-/// What an import did.
-#[derive(Debug)]
-pub struct Imported {
-    /// The state as it is stored now.
-    pub state: PipelineState,
-    /// The backup of the state that was there.
-    pub backup_id: Option<String>,
+    pub document: Value,
+    /// Where it comes from, for the history.
+    pub source: &'a str,
+    /// On whose behalf, and how.
+    pub options: RewriteOptions<'a>,
 }
 
 /// Replaces the state of a pipeline.
@@ -44,72 +30,51 @@ pub struct Imported {
 /// # Errors
 /// `Invalid` when the document is no state of this pipeline, `LeaseHeld` when a live worker is on
 /// it; otherwise as the store fails. Nothing is written then.
-pub fn import(store: &StateStore, clock: &Arc<dyn Clock>, import: Import<'_>) -> Result<Imported> {
+pub fn import(store: &StateStore, clock: &Arc<dyn Clock>, import: Import<'_>) -> Result<Rewritten> {
     let pipeline = import.pipeline;
     let mut state = read_state(import.document, pipeline)?;
-    let stored_epoch = store.load_state(pipeline)?.map_or(0, |stored| stored.value.epoch);
-    let holder = this_process()?;
-    let acquired = acquire(
-        store,
-        clock.as_ref(),
-        &mut Acquire {
-            pipeline,
-            holder: &holder,
-            purpose: "import",
-            ttl: LEASE_TTL,
-            wait: import.wait,
-            epoch_floor: stored_epoch.max(state.epoch),
-            on_wait: &mut |_| {},
-        },
-    )?;
-    let epoch = acquired.lease.value.epoch;
-    let lease = HeldLease::start(
-        store.clone(),
-        Arc::clone(clock),
-        acquired.lease,
-        LEASE_TTL / 3,
-        |event| tracing::debug!(?event, "during import"),
-    )?;
-    let mut write = || -> Result<Option<String>> {
-        // Read under the lease: what is backed up is what is replaced.
-        let stored = store.load_state(pipeline)?;
-        let expected = Expected::from(stored.as_ref().map(|stored| stored.version));
-        let backup_id = match stored.as_ref().filter(|_| import.backup) {
-            Some(stored) => Some(back_up(store, clock.as_ref(), &stored.value, "before import")?),
-            None => None,
-        };
-        state.version = state.version.max(stored.map_or(0, |stored| stored.value.version));
-        state.epoch = epoch;
-        state.worker_id = None;
-        if state.status == PipelineStatus::Running {
-            // Nobody runs it here; the next run resumes it.
-            state.status = PipelineStatus::Paused;
-        }
-        store.save_state(&mut state, &expected)?;
-        Ok(backup_id)
+    detach(&mut state);
+    let why = format!("from {}", import.source);
+    let request = Rewrite {
+        pipeline,
+        purpose: "import",
+        kind: HistoryKind::Import,
+        why: &why,
+        options: &import.options,
+        epoch_floor: state.epoch,
     };
-    let written = write();
-    let released = lease.release();
-    let backup_id = written?;
-    released?;
-    Ok(Imported { state, backup_id })
+    let rewritten = rewrite(store, clock, &request, |_| Ok(Some(state)))?;
+    rewritten.ok_or_else(|| Error::new(ErrorKind::Internal, "an import wrote nothing"))
 }
 
-fn read_state(document: serde_json::Value, pipeline: &PipelineName) -> Result<PipelineState> {
-    let invalid = |message: String| Error::new(ErrorKind::Invalid, message);
-    if let Some(newer) = document["schema_version"].as_u64().filter(|v| *v > SCHEMA_VERSION.into())
-    {
-        let message =
-            format!("the state has schema {newer}, this one reads up to {SCHEMA_VERSION}");
-        return Err(Error::new(ErrorKind::Unsupported, message)
-            .hint("import it with the newer oxide_flow that exported it"));
-    }
-    let state: PipelineState = serde_path_to_error::deserialize(document).map_err(|error| {
+/// Reads a state from a document of any schema that was ever written.
+///
+/// # Errors
+/// `Unsupported` when a newer oxide_flow exported it, `Invalid` when it is no state.
+pub fn read_document(document: Value) -> Result<PipelineState> {
+    let document = match schema::version_of(&document) {
+        Some(newer) if newer > SCHEMA_VERSION => {
+            let message =
+                format!("the state has schema {newer}, this one reads up to {SCHEMA_VERSION}");
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .hint("import it with the newer oxide_flow that exported it"));
+        }
+        Some(version) => schema::migrate(document, version)?,
+        None => document,
+    };
+    serde_path_to_error::deserialize(document).map_err(|error| {
         let path = error.path().to_string();
         invalid(format!("the document is no pipeline state: at `{path}`"))
             .because(error.into_inner())
             .hint("export one with `oxide_flow state export` to see what it looks like")
-    })?;
+    })
+}
+
+fn read_state(mut document: Value, pipeline: &PipelineName) -> Result<PipelineState> {
+    if schema::version_of(&document) == Some(1) {
+        take_foreign_name(&mut document, pipeline);
+    }
+    let state = read_document(document)?;
     if state.pipeline_id != *pipeline {
         let message = format!("the document is the state of pipeline `{}`", state.pipeline_id);
         return Err(invalid(message)
@@ -119,4 +84,18 @@ fn read_state(document: serde_json::Value, pipeline: &PipelineName) -> Result<Pi
         return Err(invalid(format!("the step under `{id}` has another `step_id`")));
     }
     Ok(state)
+}
+
+/// The original program named pipelines freely, such as `Nightly Load`. Such a name cannot be
+/// kept as the id, so the state goes under the name that was asked for and remembers its own.
+fn take_foreign_name(document: &mut Value, pipeline: &PipelineName) {
+    let Some(name) = document["pipeline_id"].as_str().map(str::to_owned) else { return };
+    if name.parse::<PipelineName>().is_err() && document["metadata"].is_object() {
+        document["metadata"]["original_pipeline_id"] = json!(name);
+        document["pipeline_id"] = json!(pipeline);
+    }
+}
+
+fn invalid(message: String) -> Error {
+    Error::new(ErrorKind::Invalid, message)
 }

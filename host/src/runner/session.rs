@@ -12,10 +12,11 @@ use oxiflow_plugin_api::{Expected, Version};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::{self, Event};
 use crate::lease::{Acquire, HeldLease, LeaseEvent, Takeover, acquire};
 use crate::model::{
-    ErrorRecord, ErrorType, Extra, Holder, Lease, PipelineName, PipelineState, PipelineStatus,
-    RequestKind, StepState,
+    ErrorRecord, ErrorType, Extra, HistoryKind, Holder, Lease, PipelineName, PipelineState,
+    PipelineStatus, RequestKind, StepState,
 };
 use crate::recovery;
 use crate::store::StateStore;
@@ -32,8 +33,10 @@ pub struct RunRequest {
     pub incremental: HashSet<String>,
     /// Start over, also when there is a run that could be resumed.
     pub fresh: bool,
-    /// Whether a state that `fresh` gives up is backed up first.
+    /// Whether a state that `fresh` gives up, or one of an older schema, is backed up first.
     pub backup: bool,
+    /// How many history records are kept.
+    pub history_keep: usize,
     /// How long the lease lasts after each renewal.
     pub lease_ttl: Duration,
     /// How often the lease is renewed.
@@ -73,6 +76,7 @@ pub struct Run {
     version: Version,
     saved: Duration,
     dirty: bool,
+    history_keep: usize,
 }
 
 impl Run {
@@ -126,7 +130,11 @@ impl Run {
                     version,
                     saved: clock.monotonic(),
                     dirty: false,
+                    history_keep: request.history_keep,
                 };
+                if request.fresh && begin == Begin::New {
+                    run.record_history(HistoryKind::FreshStart, "started over with --fresh");
+                }
                 Ok(Begun { run, begin, takeover: acquired.takeover })
             }
             Err(error) => {
@@ -258,10 +266,27 @@ impl Run {
     pub(super) fn finish(mut self, status: PipelineStatus) -> Result<PipelineState> {
         let now = self.clock.now();
         self.checkpoint(|state| state.finish(status, now))?;
+        self.record_history(HistoryKind::Run, &ending(&self.state));
         if let Some(lease) = self.lease.take() {
             lease.release()?;
         }
         Ok(self.state.clone())
+    }
+
+    fn record_history(&self, kind: HistoryKind, why: &str) {
+        let holder = self.lease.as_ref().map(|held| held.lease().holder.worker_id);
+        history::record(
+            &self.store,
+            self.clock.as_ref(),
+            &Event {
+                pipeline: &self.state.pipeline_id,
+                kind,
+                who: holder.as_deref().unwrap_or_default(),
+                why,
+                state: Some(&self.state),
+                keep: self.history_keep,
+            },
+        );
     }
 
     /// A save conflicted: names the worker that took over.
@@ -289,6 +314,20 @@ impl Drop for Run {
     }
 }
 
+/// How a run ended, for the history.
+fn ending(state: &PipelineState) -> String {
+    let last = state.errors.last().filter(|_| state.status == PipelineStatus::Failed);
+    match (state.status, last) {
+        (_, Some(error)) => match &error.step_id {
+            Some(step) => format!("step {step}: {}", error.message),
+            None => error.message.clone(),
+        },
+        (PipelineStatus::Completed, _) => "all steps are done".to_owned(),
+        (PipelineStatus::Paused, _) => "stopped before its end".to_owned(),
+        (status, _) => status.as_str().to_owned(),
+    }
+}
+
 /// Writes the state under the new epoch, before anything else is done with the pipeline. A worker
 /// that was taken over may save once more in between: that is its acknowledged progress, so it is
 /// read again.
@@ -299,15 +338,16 @@ fn take_on(
     epoch: u64,
 ) -> Result<(PipelineState, Version, Begin)> {
     loop {
-        let stored = store.load_state(&request.pipeline)?;
-        let expected = Expected::from(stored.as_ref().map(|state| state.version));
-        let previous = stored.map(|state| state.value);
-        if let Some(previous) = previous.as_ref().filter(|state| state.can_resume())
-            && request.fresh
-            && request.backup
-        {
-            recovery::back_up(store, clock, previous, "before a fresh run")?;
+        let stored = store.load_state_record(&request.pipeline)?;
+        let expected = Expected::from(stored.as_ref().map(|record| record.state.version));
+        if let Some(record) = stored.as_ref().filter(|_| request.backup) {
+            if record.state.value.can_resume() && request.fresh {
+                recovery::back_up_record(store, clock, record, "before a fresh run")?;
+            } else if record.original.is_some() {
+                recovery::back_up_record(store, clock, record, "before an upgrade")?;
+            }
         }
+        let previous = stored.map(|record| record.state.value);
         let (mut state, begin) = next_state(request, previous, clock);
         state.take_on(&request.holder.worker_id, epoch, clock.now());
         match store.save_state(&mut state, &expected) {

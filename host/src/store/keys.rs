@@ -22,3 +22,11 @@ pub(super) fn lease(pipeline: &PipelineName) -> String {
 pub(super) fn backup(pipeline: &PipelineName, backup_id: &str) -> String {
     format!("backup/{pipeline}/{backup_id}")
 }
+
+/// Prefix of all histories.
+pub(super) const HISTORY: &str = "history/";
+
+/// `history/<pipeline>/<id>`
+pub(super) fn history(pipeline: &PipelineName, history_id: &str) -> String {
+    format!("{HISTORY}{pipeline}/{history_id}")
+}

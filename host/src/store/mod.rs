@@ -3,6 +3,7 @@
 //! The one place that knows the key layout. Every change of a record that others may change goes
 //! through compare-and-swap; [`StateStore::update_lease`] is the loop for it.
 
+mod history;
 mod keys;
 
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{Record, Records};
-use crate::model::{Backup, Lease, PipelineName, PipelineState, SCHEMA_VERSION};
+use crate::model::{Backup, Lease, PipelineName, PipelineState, SCHEMA_VERSION, schema};
 
 /// How long one operation on the store may take, with its retries.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,6 +31,32 @@ pub struct Versioned<T> {
     pub value: T,
     /// What the next compare-and-swap expects.
     pub version: Version,
+}
+
+/// A state, and how it is stored when that is of an older schema.
+#[derive(Clone, Debug)]
+pub struct StateRecord {
+    /// The state, migrated to the current schema.
+    pub state: Versioned<PipelineState>,
+    /// What is stored; absent when that is of the current schema.
+    pub original: Option<OriginalState>,
+}
+
+/// A state of an older schema as it is stored.
+#[derive(Clone, Debug)]
+pub struct OriginalState {
+    /// Its schema version.
+    pub schema: u32,
+    /// What is stored.
+    pub document: serde_json::Value,
+}
+
+impl StateRecord {
+    /// The version of the schema in which the state is stored.
+    #[must_use]
+    pub fn schema(&self) -> u32 {
+        self.original.as_ref().map_or(SCHEMA_VERSION, |original| original.schema)
+    }
 }
 
 /// States, leases and backups of all pipelines in one storage.
@@ -51,22 +78,32 @@ impl StateStore {
         self.records.capabilities()
     }
 
-    /// Reads the state of a pipeline; `None` when it has none.
+    /// Reads the state of a pipeline; `None` when it has none. A state of an older schema is
+    /// migrated in memory, and the next save writes the current schema.
     ///
     /// # Errors
     /// `Corrupt` when the record is damaged, `Unsupported` when a newer oxide_flow wrote it;
     /// otherwise as the storage fails.
     pub fn load_state(&self, pipeline: &PipelineName) -> Result<Option<Versioned<PipelineState>>> {
+        Ok(self.load_state_record(pipeline)?.map(|record| record.state))
+    }
+
+    /// Reads the state of a pipeline, and what is stored when that is of an older schema.
+    ///
+    /// # Errors
+    /// As [`load_state`](Self::load_state).
+    pub fn load_state_record(&self, pipeline: &PipelineName) -> Result<Option<StateRecord>> {
         let started = Instant::now();
         let what = || format!("cannot load the state of pipeline `{pipeline}`");
-        let loaded = self.load(&keys::state(pipeline), SCHEMA_VERSION).map_err(|error| {
+        let loaded = self.load_any_schema(&keys::state(pipeline)).map_err(|error| {
             if error.kind() == ErrorKind::Corrupt {
                 tracing::error!(target: "oxide_flow::state", %pipeline, "State corruption detected");
             }
             error.while_doing(what())
         })?;
-        if let Some(state) = &loaded {
-            check_subject(&state.value, pipeline).map_err(|error| error.while_doing(what()))?;
+        if let Some(record) = &loaded {
+            check_subject(&record.state.value, pipeline)
+                .map_err(|error| error.while_doing(what()))?;
             let duration_ms = milliseconds(started);
             tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms, "State loaded");
         }
@@ -205,6 +242,32 @@ impl StateStore {
         };
         let value = parse(key, &record, schema)?;
         Ok(Some(Versioned { value, version: record.version }))
+    }
+
+    fn load_any_schema(&self, key: &str) -> Result<Option<StateRecord>> {
+        let Some(record) = self.records.get(&Call::within(OPERATION_TIMEOUT), key)? else {
+            return Ok(None);
+        };
+        let version = record.version;
+        if record.schema >= SCHEMA_VERSION {
+            let value = parse(key, &record, SCHEMA_VERSION)?;
+            return Ok(Some(StateRecord { state: Versioned { value, version }, original: None }));
+        }
+        let document: serde_json::Value = parse(key, &record, SCHEMA_VERSION)?;
+        let migrated = schema::migrate(document.clone(), record.schema);
+        let value = migrated
+            .and_then(|document| {
+                serde_path_to_error::deserialize(document).map_err(|error| {
+                    let message = format!("the migrated state is wrong at `{}`", error.path());
+                    Error::new(ErrorKind::Invalid, message).because(error.into_inner())
+                })
+            })
+            .map_err(|error| {
+                let message = format!("the record of `{key}` is whole, but not what it should be");
+                Error::new(ErrorKind::Corrupt, message).because(error)
+            })?;
+        let original = Some(OriginalState { schema: record.schema, document });
+        Ok(Some(StateRecord { state: Versioned { value, version }, original }))
     }
 
     fn save<T: Serialize>(

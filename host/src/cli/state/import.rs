@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::app::App;
-use crate::cli::read_file;
 use crate::cli::ui::{Ui, number_of, time};
+use crate::cli::{read_file, whoami};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::PipelineName;
 use crate::recovery::{Import, import};
@@ -40,8 +40,10 @@ pub(super) fn run(
         ));
         confirm(yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
     }
-    let backup = app.config.state.backup_enabled;
-    let imported = import(&app.store, &app.clock, Import { pipeline, document, backup, wait })?;
+    let who = whoami();
+    let options = super::rewrite_options(app, &who, wait);
+    let request = Import { pipeline, document, source: &shown, options };
+    let imported = import(&app.store, &app.clock, request)?;
     if let Some(backup_id) = &imported.backup_id {
         ui.aside(&format!("the state before is kept as backup {backup_id}"));
     }
@@ -55,7 +57,11 @@ pub(super) fn run(
     Ok(ExitCode::SUCCESS)
 }
 
-fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> {
+/// Asks before a state is replaced.
+///
+/// # Errors
+/// `Usage` when the answer is no, or nobody can be asked.
+pub(super) fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> {
     if yes {
         return Ok(());
     }
@@ -69,8 +75,8 @@ fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> {
     }
 }
 
-/// JSON is tried first; whatever is not JSON is read as YAML.
-fn parse(shown: &str, text: &str) -> Result<serde_json::Value> {
+/// Reads a document from a text. JSON is tried first; whatever is not JSON is read as YAML.
+pub(super) fn parse(shown: &str, text: &str) -> Result<serde_json::Value> {
     match serde_json::from_str(text) {
         Ok(document) => Ok(document),
         Err(json) => serde_saphyr::from_str(text).map_err(|yaml| {

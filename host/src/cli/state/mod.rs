@@ -1,12 +1,18 @@
 //! `oxide_flow state …`
 
+mod diff;
 mod export;
+mod history;
 mod import;
 mod list;
+mod reference;
+mod rollback;
 mod show;
 mod unlock;
+mod upgrade;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use super::args::{Global, StateCommand};
 use super::open_app;
@@ -15,6 +21,7 @@ use crate::app::App;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Worker, WorkerStatus};
 use crate::model::{PipelineName, PipelineState, PipelineStatus};
+use crate::recovery::RewriteOptions;
 
 pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<ExitCode> {
     let app = open_app(global, ui)?;
@@ -28,6 +35,15 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
             import::run(&app, pipeline, file, *yes, *wait, ui)
         }
         StateCommand::Unlock { pipeline, force } => unlock::run(&app, pipeline, *force, ui),
+        StateCommand::Upgrade(args) => upgrade::run(&app, args, ui),
+        StateCommand::History { pipeline, limit, json } => {
+            history::run(&app, pipeline, *limit, *json, ui)
+        }
+        StateCommand::Diff { before, after, json } => diff::run(&app, before, after, *json, ui),
+        StateCommand::Rollback { pipeline, to, dry_run, yes, wait } => {
+            let options = rollback::Options { dry_run: *dry_run, yes: *yes, wait: *wait };
+            rollback::run(&app, pipeline, to, &options, ui)
+        }
     }
 }
 
@@ -56,4 +72,10 @@ fn effective_status(state: &PipelineState, holder: Option<&Worker>) -> &'static 
         PipelineStatus::Running if !held => "interrupted",
         status => status.as_str(),
     }
+}
+
+/// How this command replaces a state.
+fn rewrite_options<'a>(app: &App, who: &'a str, wait: Duration) -> RewriteOptions<'a> {
+    let state = &app.config.state;
+    RewriteOptions { who, backup: state.backup_enabled, history_keep: state.history_keep, wait }
 }

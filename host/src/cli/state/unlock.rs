@@ -7,9 +7,11 @@ use std::process::ExitCode;
 
 use crate::app::App;
 use crate::cli::ui::{Ui, time};
+use crate::cli::whoami;
 use crate::error::{Error, ErrorKind, Result};
+use crate::history::{self, Event};
 use crate::lease::{Liveness, Worker, force_release, this_process};
-use crate::model::{Extra, Lease, PipelineName};
+use crate::model::{Extra, HistoryKind, Lease, PipelineName};
 
 pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> Result<ExitCode> {
     let holder = match super::holder_of(app, pipeline) {
@@ -38,7 +40,14 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> R
         )?;
     }
     match force_release(&app.store, app.clock.as_ref(), pipeline)? {
-        Some(_) => ui.aside(&format!("released the lease of pipeline `{pipeline}`")),
+        Some(_) => {
+            record(
+                app,
+                pipeline,
+                &format!("released from worker `{}`", worker.lease.holder.worker_id),
+            );
+            ui.aside(&format!("released the lease of pipeline `{pipeline}`"));
+        }
         None => ui.aside(&format!("it was released meanwhile; nobody holds pipeline `{pipeline}`")),
     }
     Ok(ExitCode::SUCCESS)
@@ -58,6 +67,21 @@ fn describe(app: &App, worker: &Worker) -> String {
         holder.host,
         time(lease.renewed_at, app.clock.now())
     )
+}
+
+/// Keeps in the history that the lease was taken from somebody. The state is as it was.
+fn record(app: &App, pipeline: &PipelineName, why: &str) {
+    let state = match app.store.load_state(pipeline) {
+        Ok(state) => state.map(|state| state.value),
+        Err(error) => {
+            tracing::debug!(%pipeline, %error, "the history record of the unlock has no state");
+            None
+        }
+    };
+    let (who, keep) = (whoami(), app.config.state.history_keep);
+    let (kind, state) = (HistoryKind::Unlock, state.as_ref());
+    let event = Event { pipeline, kind, who: &who, why, state, keep };
+    history::record(&app.store, app.clock.as_ref(), &event);
 }
 
 fn require_force(force: bool, question: &str, hint: &str, ui: &Ui) -> Result<()> {
@@ -100,6 +124,7 @@ fn replace_damaged(
         requests: Vec::new(),
         extra: Extra::new(),
     })?;
+    record(app, pipeline, "replaced a damaged lease");
     ui.aside(&format!("replaced the damaged lease of pipeline `{pipeline}`"));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,78 @@
+//! `oxide_flow state rollback`: goes back to a state that the history kept.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::{diff, import, reference};
+use crate::app::App;
+use crate::cli::ui::{Ui, number_of, time};
+use crate::cli::whoami;
+use crate::error::Result;
+use crate::history;
+use crate::model::{PipelineName, differences};
+use crate::recovery::{rollback, rollback_target};
+
+/// How to go back.
+pub(super) struct Options {
+    pub(super) dry_run: bool,
+    pub(super) yes: bool,
+    pub(super) wait: Duration,
+}
+
+pub(super) fn run(
+    app: &App,
+    pipeline: &PipelineName,
+    to: &str,
+    options: &Options,
+    ui: &Ui,
+) -> Result<ExitCode> {
+    let record = history::find(&app.store, pipeline, to)?;
+    let target = rollback_target(&record)?;
+    let now = app.clock.now();
+    ui.aside(&format!(
+        "{} is the state of `{pipeline}` after {} at {}: {}, {}",
+        record.history_id,
+        record.kind.as_str(),
+        time(record.at, now),
+        target.status.as_str(),
+        number_of(target.records_processed, "record"),
+    ));
+    let present = app.store.load_state(pipeline)?.map(|state| state.value);
+    let changes = match &present {
+        Some(present) => {
+            differences(&reference::document(present)?, &reference::document(&target)?)
+        }
+        None => Vec::new(),
+    };
+    // These only grow, whatever the record says.
+    let kept = |path: &str| matches!(path, "version" | "epoch");
+    let changes: Vec<_> = changes.into_iter().filter(|change| !kept(&change.path)).collect();
+    if present.is_some() {
+        let changed = number_of(changes.len() as u64, "field");
+        ui.aside(&format!("going back to it changes {changed} of the present state"));
+    } else {
+        ui.aside(&format!("pipeline `{pipeline}` has no state now; this gives it one"));
+    }
+    if options.dry_run {
+        if !changes.is_empty() {
+            diff::print(&changes, &["NOW", "THEN"], ui);
+        }
+        ui.aside("nothing was changed: this was a dry run");
+        return Ok(ExitCode::SUCCESS);
+    }
+    import::confirm(options.yes, ui, &format!("Roll `{pipeline}` back?"))?;
+    let who = whoami();
+    let rewrite = super::rewrite_options(app, &who, options.wait);
+    let rolled = rollback(&app.store, &app.clock, &record, &rewrite)?;
+    if let Some(backup_id) = &rolled.backup_id {
+        ui.aside(&format!("the state before is kept as backup {backup_id}"));
+    }
+    ui.aside(&format!(
+        "rolled `{pipeline}` back to {}: {}, {}, now at version {}",
+        record.history_id,
+        rolled.state.status.as_str(),
+        number_of(rolled.state.records_processed, "record"),
+        rolled.state.version,
+    ));
+    Ok(ExitCode::SUCCESS)
+}

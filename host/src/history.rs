@@ -1,0 +1,163 @@
+//! Keeps what happened to pipelines: runs that ended, and administrative changes.
+//!
+//! Whoever changed a state calls [`record`] once the change is durable. History tells of a change
+//! and is no part of it: when it cannot be written, that is a warning, and the change stands.
+
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
+
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::model::{HistoryKind, HistoryRecord, PipelineName, PipelineState};
+use crate::store::StateStore;
+
+/// The time in a history id: it sorts as text, and is short enough to be typed.
+const ID_TIME: &str = "%Y%m%dT%H%M%S%.6fZ";
+
+/// Something that happened to a pipeline.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a> {
+    /// The pipeline.
+    pub pipeline: &'a PipelineName,
+    /// What happened.
+    pub kind: HistoryKind,
+    /// Who did it: the worker for a run, user and host for a command.
+    pub who: &'a str,
+    /// Why or how, for people.
+    pub why: &'a str,
+    /// The state after; `None` when it was deleted or there was none.
+    pub state: Option<&'a PipelineState>,
+    /// How many records of this pipeline are kept, this one included; 0 keeps none.
+    pub keep: usize,
+}
+
+/// Writes a history record, deletes those that are too many, and returns the new record's id;
+/// `None` when none was kept. A failure is logged as a warning.
+pub fn record(store: &StateStore, clock: &dyn Clock, event: &Event<'_>) -> Option<String> {
+    let pipeline = event.pipeline;
+    match try_record(store, clock, event) {
+        Ok(history_id) => history_id,
+        Err(error) => {
+            let (kind, error) = (event.kind.as_str(), chain(&error));
+            tracing::warn!(
+                target: "oxide_flow::state", %pipeline, kind, error,
+                "History not written; the change itself is done"
+            );
+            None
+        }
+    }
+}
+
+/// Deletes the oldest history records of a pipeline beyond the newest `keep`, and returns the ids
+/// of those deleted, or that would be with `dry_run`.
+///
+/// # Errors
+/// As the store fails; some may be deleted then.
+pub fn prune(
+    store: &StateStore,
+    pipeline: &PipelineName,
+    keep: usize,
+    dry_run: bool,
+) -> Result<Vec<String>> {
+    let mut ids = store.history_ids(pipeline)?;
+    ids.truncate(ids.len().saturating_sub(keep));
+    for history_id in ids.iter().filter(|_| !dry_run) {
+        store.delete_history(pipeline, history_id)?;
+    }
+    Ok(ids)
+}
+
+/// Finds the record that a person means: by its id, or `-N` for the N-th before the present
+/// state, so that `-1` is what `rollback` goes back to.
+///
+/// # Errors
+/// `NotFound` when there is no such record, `Corrupt` when it is damaged; otherwise as the store
+/// fails.
+pub fn find(store: &StateStore, pipeline: &PipelineName, wanted: &str) -> Result<HistoryRecord> {
+    let none = || {
+        Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no history `{wanted}`"))
+            .hint(format!("`oxide_flow state history {pipeline}` shows what there is"))
+    };
+    let back = wanted.strip_prefix('-').map(str::parse::<usize>);
+    let Some(back) = back else {
+        // Only what an id is made of goes into a key.
+        if wanted.is_empty()
+            || !wanted.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
+        {
+            return Err(none());
+        }
+        return store.load_history(pipeline, wanted)?.ok_or_else(none);
+    };
+    let back = back.ok().filter(|back| *back > 0).ok_or_else(|| {
+        let message = format!("`{wanted}` is no history id and no number of steps back");
+        Error::new(ErrorKind::Usage, message).hint("use an id, or -1 for the last one before now")
+    })?;
+    let present = store.load_state(pipeline)?.map(|state| state.value);
+    let mut left = back;
+    for history_id in store.history_ids(pipeline)?.iter().rev() {
+        // Pruned since it was listed.
+        let Some(record) = store.load_history(pipeline, history_id)? else { continue };
+        // Going back to what is there already is not what anybody means by going back.
+        if present.as_ref().is_some_and(|state| record.is_of(state)) || record.state.is_none() {
+            continue;
+        }
+        left -= 1;
+        if left == 0 {
+            return Ok(record);
+        }
+    }
+    Err(none())
+}
+
+fn try_record(store: &StateStore, clock: &dyn Clock, event: &Event<'_>) -> Result<Option<String>> {
+    if event.keep == 0 {
+        return Ok(None);
+    }
+    let (pipeline, now) = (event.pipeline, clock.now());
+    let ids = store.history_ids(pipeline)?;
+    let history_id = next_id(ids.last().map(String::as_str), now);
+    let by = (event.who, event.why);
+    let id = history_id.clone();
+    let record = HistoryRecord::new(id, pipeline, event.kind, now, by, event.state);
+    store.save_history(&record)?;
+    let excess = (ids.len() + 1).saturating_sub(event.keep);
+    for old in ids.iter().take(excess) {
+        store.delete_history(pipeline, old)?;
+    }
+    Ok(Some(history_id))
+}
+
+/// An id that sorts after the last one, also when the clock was set back in between.
+fn next_id(last: Option<&str>, now: DateTime<Utc>) -> String {
+    let last = last.and_then(time_of).map(|time| time + TimeDelta::microseconds(1));
+    let time = last.map_or(now, |last| now.max(last));
+    let unique = ulid::Ulid::generate().to_string().to_lowercase();
+    // The last digits of a ulid are random.
+    format!("{}-{}", time.format(ID_TIME), &unique[unique.len() - 6..])
+}
+
+fn time_of(history_id: &str) -> Option<DateTime<Utc>> {
+    let (time, _) = history_id.split_once('-')?;
+    NaiveDateTime::parse_from_str(time, ID_TIME).ok().map(|time| time.and_utc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_sort_by_the_order_of_writing_also_when_the_clock_goes_back() {
+        let mut last: Option<String> = None;
+        for seconds in [1_800_000_000, 1_800_000_000, 1_700_000_000, 1_900_000_000, 0] {
+            let now = DateTime::from_timestamp(seconds, 123_456_000).unwrap();
+            let next = next_id(last.as_deref(), now);
+            assert!(last.is_none_or(|last| last < next), "{next}");
+            last = Some(next);
+        }
+    }
+
+    #[test]
+    fn a_foreign_id_does_not_stop_history() {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        assert!(next_id(Some("something"), now).starts_with("20270115T080000.000000Z-"));
+    }
+}
