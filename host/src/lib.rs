@@ -17,6 +17,7 @@ pub mod error;
 pub mod layer;
 pub mod lease;
 pub mod manager;
+pub mod metrics;
 pub mod model;
 pub mod plugin;
 pub mod recovery;

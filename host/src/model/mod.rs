@@ -13,7 +13,7 @@ mod step;
 
 pub use backup::Backup;
 pub use error_record::{ErrorRecord, ErrorType};
-pub use lease::{Holder, Lease, Request, RequestKind};
+pub use lease::{Holder, Lease, ManualLock, Request, RequestKind};
 pub use name::PipelineName;
 pub use progress::Progress;
 pub use state::{MAX_ERRORS, PipelineState, PipelineStatus, SCHEMA_VERSION};

@@ -1,8 +1,13 @@
 //! `oxide_flow state …`
 
+mod benchmark;
+mod clear_cache;
+mod diagnostics;
 mod export;
+mod figures;
 mod import;
 mod list;
+mod lock;
 mod show;
 mod unlock;
 
@@ -16,6 +21,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Worker, WorkerStatus};
 use crate::model::{PipelineName, PipelineState, PipelineStatus};
 
+pub(super) use figures::{milliseconds, size};
+pub(super) use lock::described;
+
 pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<ExitCode> {
     let app = open_app(global, ui)?;
     match command {
@@ -28,6 +36,12 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
             import::run(&app, pipeline, file, *yes, *wait, ui)
         }
         StateCommand::Unlock { pipeline, force } => unlock::run(&app, pipeline, *force, ui),
+        StateCommand::Lock(args) => lock::run(&app, args, ui),
+        StateCommand::Diagnostics { json } => diagnostics::run(&app, global.verbose > 0, *json, ui),
+        StateCommand::Benchmark(args) => benchmark::run(&app, args, ui),
+        StateCommand::ClearCache { pipeline, wait, json } => {
+            clear_cache::run(&app, pipeline.as_ref(), *wait, *json, ui)
+        }
     }
 }
 

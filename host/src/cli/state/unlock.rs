@@ -19,7 +19,11 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> R
         }
         Err(error) => return Err(error),
     };
+    let lock = super::lock::take_off(app, pipeline, force, ui)?;
     let Some(worker) = holder else {
+        if lock.is_some() {
+            return Ok(ExitCode::SUCCESS);
+        }
         ui.aside(&format!("nobody holds pipeline `{pipeline}`"));
         return Ok(ExitCode::SUCCESS);
     };
@@ -98,6 +102,8 @@ fn replace_damaged(
         renewed_at: now,
         released_at: Some(now),
         requests: Vec::new(),
+        metrics: None,
+        lock: None,
         extra: Extra::new(),
     })?;
     ui.aside(&format!("replaced the damaged lease of pipeline `{pipeline}`"));
