@@ -36,14 +36,14 @@ fn busy() -> (Project, Running) {
     (project, running)
 }
 
-fn data(ran: Ran, kind: &str) -> Value {
+fn data(ran: &Ran, kind: &str) -> Value {
     let document: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(document["kind"], format!("oxide_flow.{kind}/1"));
     document["data"].clone()
 }
 
 fn diagnostics(project: &Project) -> Value {
-    data(project.run(&["state", "diagnostics", "--json"]).expect(0), "diagnostics")
+    data(&project.run(&["state", "diagnostics", "--json"]).expect(0), "diagnostics")
 }
 
 fn target<'a>(report: &'a Value, figure: &str) -> &'a Value {
@@ -106,7 +106,7 @@ fn diagnostics_add_up_what_live_workers_left_in_their_leases() {
         assert!(at("average_ms") <= at("max_ms") && at("bytes_per_second") > 0.0, "{put}");
     }
     assert!(report["serialise"]["calls"].as_u64() > Some(10));
-    let lease = std::fs::metadata(project.path().join(".oxiflow/state/leases/p.json")).unwrap();
+    let lease = std::fs::metadata(&project.path().join(".oxiflow/state/leases/p.json")).unwrap();
     assert!(lease.len() < 8192, "the lease has {} bytes", lease.len());
     running.kill();
     assert_eq!(diagnostics(&project)["workers"], json!([]), "a dead worker is not live");
@@ -115,17 +115,17 @@ fn diagnostics_add_up_what_live_workers_left_in_their_leases() {
 #[test]
 fn a_request_to_clear_the_cache_reaches_a_running_worker() {
     let (project, running) = busy();
-    let asked = data(project.run(&["state", "clear-cache", "--json"]).expect(0), "clear-cache");
+    let asked = data(&project.run(&["state", "clear-cache", "--json"]).expect(0), "clear-cache");
     assert_eq!((&asked[0]["pipeline"], &asked[0]["answer"]), (&json!("p"), &json!("cleared")));
     let lease =
-        &data(project.run(&["worker", "list", "--json"]).expect(0), "worker-list")[0]["lease"];
+        &data(&project.run(&["worker", "list", "--json"]).expect(0), "worker-list")[0]["lease"];
     assert_eq!(lease["requests"][0]["kind"], "clear_cache");
     assert!(lease["requests"][0]["acknowledged_at"].is_string());
     for _ in 0..12 {
         project.run(&["state", "clear-cache", "p"]).expect(0);
     }
     let lease =
-        &data(project.run(&["worker", "list", "--json"]).expect(0), "worker-list")[0]["lease"];
+        &data(&project.run(&["worker", "list", "--json"]).expect(0), "worker-list")[0]["lease"];
     assert!(lease["requests"].as_array().unwrap().len() < 12, "old requests are dropped");
 
     running.signal("-STOP");
@@ -152,7 +152,7 @@ fn a_benchmark_measures_compares_and_leaves_nothing_behind() {
         ["state", "benchmark", "--operations", "50", "--size", "500", "--threads", "3", "--json"];
     let ran = project.run(&command).expect(0);
     assert!(ran.stderr.contains("it is durable"), "{}", ran.stderr);
-    let report = data(ran, "benchmark");
+    let report = data(&ran, "benchmark");
     for operation in ["put", "get", "compare_and_swap"] {
         assert_eq!(report[operation]["calls"], 50, "{operation}");
     }
@@ -177,7 +177,7 @@ fn an_interrupted_benchmark_removes_what_it_wrote() {
     running.signal("-INT");
     let ran = running.finish().expect(1);
     assert!(ran.stderr.contains("stopped by a signal"), "{}", ran.stderr);
-    let report = data(ran, "benchmark");
+    let report = data(&ran, "benchmark");
     assert_eq!(report["stopped"], true);
     assert_eq!(report["get"]["average_ms"], Value::Null, "what was not measured is not known");
     assert_eq!(benchmark_records(&project), 0);
@@ -261,14 +261,14 @@ fn the_person_who_locked_a_pipeline_maintains_it_under_the_lock_and_others_do_no
     project.run(&import).expect(0);
     let kept = project.run(&["run", "p"]).expect(4);
     assert!(kept.stderr.contains("repair"), "the lock outlives the import: {}", kept.stderr);
-    let shown = data(project.run(&["state", "show", "p", "--json"]).expect(0), "state");
+    let shown = data(&project.run(&["state", "show", "p", "--json"]).expect(0), "state");
     assert_eq!(shown["lock"]["reason"], "repair");
 }
 
 #[test]
 fn health_is_measured_and_an_ill_store_is_exit_1() {
     let project = Project::new(QUICK);
-    let report = data(project.run(&["health", "--json"]).expect(0), "health");
+    let report = data(&project.run(&["health", "--json"]).expect(0), "health");
     assert_eq!((&report["healthy"], &report["durable"]), (&json!(true), &json!(true)));
     assert!(report["write_ms"].as_f64() > Some(0.0) && report["read_ms"].as_f64() > Some(0.0));
     assert_eq!(report["server_version"], Value::Null);
@@ -279,7 +279,7 @@ fn health_is_measured_and_an_ill_store_is_exit_1() {
     std::fs::write(&folder, "in the way").unwrap();
     let ran = project.run(&["health", "--json"]).expect(1);
     assert!(ran.stderr.contains("does not make it there and back"), "{}", ran.stderr);
-    let report = data(ran, "health");
+    let report = data(&ran, "health");
     assert_eq!((&report["healthy"], &report["write_ms"]), (&json!(false), &Value::Null));
     assert!(report["error"].is_string());
 }
