@@ -33,7 +33,7 @@ fn fixture(name: &str) -> String {
 fn records(project: &Project) -> Records {
     let plugin = Plugin::load(&plugin_library("file")).unwrap();
     let storage = plugin.open(&Map::new(), project.path()).unwrap();
-    layer::stack(storage, SystemClock::shared())
+    layer::stack(storage, "file", 0, SystemClock::shared())
 }
 
 /// Puts a body into the store as a program of this schema would have.

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// Which modules of the host each module may use, beside `error`, `clock` and itself.
+/// Which modules of the host each module may use, beside `error`, `clock`, `metrics` and itself.
 /// `docs/architecture.md` shows the same table with its reasons.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("model", &[]),
@@ -19,8 +19,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("runner", &["store", "lease", "history", "recovery", "model", "config"]),
     ("app", &["config", "plugin", "layer", "store", "lease", "recovery", "runner", "model"]),
     ("manager", &["app", "config", "store", "lease", "runner", "model"]),
+    ("metrics", &[]),
 ];
-const EVERYBODY: &[&str] = &["error", "clock"];
+const EVERYBODY: &[&str] = &["error", "clock", "metrics"];
 
 const UNSAFE: &[&str] = &[
     "plugin-api/src/abi.rs",

@@ -53,7 +53,12 @@ impl App {
         let storage = plugin
             .open(options, &config.project_dir)
             .map_err(|error| cannot_open(&config, &plugin, error))?;
-        let store = StateStore::new(layer::stack(storage, Arc::clone(&clock)));
+        let store = StateStore::new(layer::stack(
+            storage,
+            backend,
+            config.state.cache_size,
+            Arc::clone(&clock),
+        ));
         Ok(Self { config, store, clock, plugin })
     }
 

@@ -19,6 +19,7 @@ pub mod history;
 pub mod layer;
 pub mod lease;
 pub mod manager;
+pub mod metrics;
 pub mod model;
 pub mod plugin;
 pub mod recovery;

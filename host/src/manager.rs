@@ -9,6 +9,7 @@ use crate::app::App;
 use crate::config::{Config, ProjectLocation};
 use crate::error::Result;
 use crate::lease::this_process;
+use crate::metrics::Figures;
 use crate::model::{PipelineName, PipelineState};
 use crate::runner::{Run, RunRequest};
 
@@ -61,12 +62,18 @@ impl StateManager {
         Ok(begun.run)
     }
 
-    /// The state of a pipeline; `None` when it never ran.
+    /// The state of a pipeline; `None` when it never ran. It is read from the store each time, and
+    /// checked and parsed again only when somebody has overwritten it.
     ///
     /// # Errors
     /// `Corrupt` when the record is damaged; otherwise as the store fails.
-    pub fn state(&self, pipeline: &str) -> Result<Option<PipelineState>> {
-        let name: PipelineName = pipeline.parse()?;
-        Ok(self.app.store.load_state(&name)?.map(|state| state.value))
+    pub fn state(&self, pipeline: &str) -> Result<Option<Arc<PipelineState>>> {
+        self.app.store.read_state(&pipeline.parse::<PipelineName>()?)
+    }
+
+    /// What this process measured since it opened the store, with its cache.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.app.store.figures()
     }
 }

@@ -207,7 +207,7 @@ state:
   backend: file
   heartbeat_interval: 100ms
   checkpoint_interval: 50ms
-  lease_ttl: 1s
+  lease_ttl: 3s
 ";
 
 /// How a program ended.

@@ -67,6 +67,13 @@ pub(super) enum Command {
     Plugin(PluginCommand),
     /// Remove what is kept beyond its bounds, once; for cron
     Maintain(MaintainArgs),
+    /// Check that the store can be opened, written and read
+    #[command(after_help = "Exit code 0 when it is healthy, 1 when it is not.")]
+    Health {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -262,6 +269,33 @@ Examples:
         #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
         wait: Duration,
     },
+    /// Keep runs off a pipeline while you work on it
+    #[command(after_help = "The lock outlives this command: until `state unlock`, or for --ttl.
+
+Example:
+  oxide_flow state lock orders --reason 'moving the warehouse' --ttl 2h")]
+    Lock(LockArgs),
+    /// Show what live workers measured, beside the targets, and how full the store is
+    #[command(after_help = "With --verbose: each backend, operation and worker for itself.")]
+    Diagnostics {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure how fast the backend is, with records that are removed again
+    Benchmark(BenchmarkArgs),
+    /// Ask running workers to forget the records they keep in memory
+    ClearCache {
+        /// Only the worker of this pipeline [default: all]
+        #[arg(allow_hyphen_values = true)]
+        pipeline: Option<PipelineName>,
+        /// How long to wait for answers [default: as long as the workers' leases last]
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -292,6 +326,41 @@ pub(super) struct MaintainArgs {
     /// Say what would be removed, and remove nothing
     #[arg(long)]
     pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct LockArgs {
+    /// The pipeline
+    #[arg(allow_hyphen_values = true)]
+    pub(super) pipeline: PipelineName,
+    /// Why; shown to everybody who is kept out
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: String,
+    /// How long the lock lasts
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1h")]
+    pub(super) ttl: Duration,
+    /// How long to wait for a live worker to finish
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(super) wait: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchmarkArgs {
+    /// How many records to write, read and swap
+    #[arg(long, short = 'n', default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(super) operations: u32,
+    /// Size of a record's body, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(32..=16_000_000))]
+    pub(super) size: u32,
+    /// How many threads work at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(super) threads: u16,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

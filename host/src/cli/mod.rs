@@ -4,6 +4,7 @@
 
 mod args;
 mod exit;
+mod health;
 mod init;
 mod logging;
 mod maintain;
@@ -71,6 +72,7 @@ fn dispatch(parsed: &Arguments, ui: &Ui) -> Result<ExitCode> {
         Command::Worker(command) => worker::run(global, command, ui),
         Command::Plugin(command) => plugin::run(global, command, ui),
         Command::Maintain(args) => maintain::run(global, args, ui),
+        Command::Health { json } => health::run(global, *json, ui),
     }
 }
 
@@ -105,8 +107,7 @@ fn open_app(global: &Global, ui: &Ui) -> Result<App> {
 
 /// Who gives a command: user and host.
 fn whoami() -> String {
-    let user = env("USER").unwrap_or_else(|| rustix::process::geteuid().as_raw().to_string());
-    format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
+    crate::lease::person()
 }
 
 fn read_file(path: &Path) -> Result<String> {

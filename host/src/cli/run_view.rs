@@ -139,6 +139,10 @@ impl RunObserver for RunView {
         let waits = matches!(event, RunEvent::Waiting(_));
         self.waiting.store(waits, Ordering::SeqCst);
         match event {
+            RunEvent::Waiting(lease) if lease.is_released() => {
+                let lock = lease.lock.as_ref().map(super::state::described).unwrap_or_default();
+                self.say(&format!("{pipeline}: locked {lock}; waiting"));
+            }
             RunEvent::Waiting(lease) => self.say(&format!(
                 "{pipeline}: worker `{}` (pid {} on {}) holds it; waiting",
                 lease.holder.worker_id, lease.holder.pid, lease.holder.host

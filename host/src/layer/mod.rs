@@ -2,6 +2,8 @@
 //!
 //! Layers know bytes, keys and versions, never what a pipeline is. [`stack`] owns their order.
 
+mod cache;
+mod metrics;
 mod records;
 mod retry;
 mod seal;
@@ -12,15 +14,31 @@ use oxiflow_plugin_api::Storage;
 
 use crate::clock::Clock;
 
-pub use records::{Record, Records};
+pub use cache::Cache;
+pub use metrics::{Measured, Metrics, OperationCounters, StorageCounters};
+pub use records::{Kept, Record, Records};
 pub use retry::Retry;
 pub use seal::{FORMAT_VERSION, Header, seal, unseal};
 
-/// Puts the layers on a backend, the one nearest to it first.
+/// Puts the layers on a backend, the one nearest to it first. `name` is that of the backend, for
+/// its figures; `cache_size` is how many records the cache holds.
 #[must_use]
-pub fn stack(backend: Box<dyn Storage>, clock: Arc<dyn Clock>) -> Records {
-    // Each backend has its own retry budget, so retries sit directly on it.
-    let retried = Retry::new(Arc::from(backend));
+pub fn stack(
+    backend: Box<dyn Storage>,
+    name: &str,
+    cache_size: usize,
+    clock: Arc<dyn Clock>,
+) -> Records {
+    // Directly on the backend, so that every attempt of a retried call counts for itself.
+    let counters = Arc::new(StorageCounters::default());
+    let measured = Measured::new(backend, Arc::clone(&counters));
+    // Each backend has its own retry budget, so retries sit directly above its metrics.
+    let retried = Retry::new(Arc::new(measured));
     // What is read back after an unknown outcome is compared as sealed bytes, so the seal is above.
-    Records::new(Arc::new(retried), clock)
+    // What was unsealed and parsed once is worth keeping, so the cache is above the seal; `get`
+    // goes past it, and with it every lease, every recovery and every compare-and-swap.
+    let cache = Arc::new(Cache::new(cache_size));
+    // What callers wait for is the sum of all this, so the logical metrics are outermost.
+    let metrics = Arc::new(Metrics::new(vec![(name.to_owned(), counters)]));
+    Records::new(Arc::new(retried), clock, cache, metrics)
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use oxiflow_plugin_api::{Expected, Version};
 
-use super::identity::{Liveness, liveness};
+use super::identity::{Liveness, liveness, person};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Extra, Holder, Lease, PipelineName};
+use crate::model::{Extra, Holder, Lease, ManualLock, PipelineName};
 use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
 
 /// How often a watched lease is looked at, at the most and at the least.
@@ -55,8 +55,8 @@ pub struct Takeover {
 /// Acquires a lease.
 ///
 /// # Errors
-/// `LeaseHeld`, naming the holder, when a live worker holds it and does not release it in time;
-/// otherwise as the store fails.
+/// `LeaseHeld`, naming the holder, when a live worker holds it and does not release it in time, or
+/// when a person has locked the pipeline; otherwise as the store fails.
 pub fn acquire(
     store: &StateStore,
     clock: &dyn Clock,
@@ -67,8 +67,19 @@ pub fn acquire(
     let mut told = false;
     loop {
         let current = store.load_lease(request.pipeline)?;
+        let lock = current.as_ref().and_then(|lease| locked_out(&lease.value, request, clock));
         let takeover = match &current {
             None => None,
+            Some(lease) if lock.is_some() => {
+                if clock.monotonic() - started >= request.wait {
+                    return Err(locked(&lease.value, lock));
+                }
+                if !std::mem::replace(&mut told, true) {
+                    (request.on_wait)(&lease.value);
+                }
+                std::thread::sleep(LONGEST_LOOK.min(request.wait));
+                continue;
+            }
             Some(lease) if lease.value.is_released() => None,
             Some(lease) => {
                 let watched = Watch::observe(&mut watch, lease.version, clock.monotonic());
@@ -144,8 +155,33 @@ fn new_lease(
         renewed_at: now,
         released_at: None,
         requests: Vec::new(),
+        metrics: None,
+        // Maintenance under one's own lock does not end the lock.
+        lock: current.and_then(|lease| lease.value.lock_at(now).cloned()),
         extra: current.map_or_else(Extra::new, |lease| lease.value.extra.clone()),
     }
+}
+
+/// The lock that keeps this request out. The person who put it there may do maintenance under it;
+/// runs are what it keeps out, whoever starts them.
+fn locked_out<'a>(
+    lease: &'a Lease,
+    request: &Acquire<'_>,
+    clock: &dyn Clock,
+) -> Option<&'a ManualLock> {
+    let lock = lease.lock_at(clock.now())?;
+    (request.purpose == "run" || lock.by != person()).then_some(lock)
+}
+
+fn locked(lease: &Lease, lock: Option<&ManualLock>) -> Error {
+    let pipeline = &lease.pipeline_id;
+    let by = lock.map_or_else(String::new, |lock| {
+        let until = lock.expires_at.format("%Y-%m-%d %H:%M:%S UTC");
+        format!(" by {} until {until}: {}", lock.by, lock.reason)
+    });
+    Error::new(ErrorKind::LeaseHeld, format!("pipeline `{pipeline}` is locked{by}")).hint(format!(
+        "wait until it is unlocked, or unlock it with `oxide_flow state unlock {pipeline}`"
+    ))
 }
 
 fn held(lease: &Lease, purpose: &str) -> Error {

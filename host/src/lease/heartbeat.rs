@@ -233,6 +233,7 @@ impl Shared {
         loop {
             let attempted = self.clock.monotonic();
             next.renewed_at = self.clock.now();
+            next.metrics = Some(self.store.figures());
             let timeout = left.max(self.interval);
             match self.store.save_lease(&next, &Expected::Version(expected), timeout) {
                 Ok(version) => {
@@ -262,6 +263,13 @@ impl Shared {
                     request.acknowledged_at = Some(self.clock.now());
                     match request.kind {
                         RequestKind::Stop => new_requests.push(request.clone()),
+                        RequestKind::ClearCache => {
+                            let records = self.store.clear_cache();
+                            let (id, from) = (&request.id, &request.from);
+                            tracing::info!(
+                                target: "oxide_flow::state", records, id, %from, "Cache cleared"
+                            );
+                        }
                     }
                 }
             }

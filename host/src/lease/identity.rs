@@ -31,6 +31,14 @@ impl Liveness {
     }
 }
 
+/// Who gives commands: user and host.
+#[must_use]
+pub fn person() -> String {
+    let user = std::env::var("USER").ok().filter(|user| !user.is_empty());
+    let user = user.unwrap_or_else(|| rustix::process::geteuid().as_raw().to_string());
+    format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
+}
+
 /// This process as a lease holder, under a new worker id.
 ///
 /// # Errors

@@ -6,13 +6,17 @@
 //! for one-shot commands.
 
 mod acquire;
+mod cache;
 mod heartbeat;
 mod identity;
+mod lock;
 mod registry;
 
 pub use acquire::{Acquire, Acquired, Takeover, acquire};
+pub use cache::{Answer, request_clear_cache};
 pub use heartbeat::{HeldLease, LeaseEvent, LostReason};
-pub use identity::{Liveness, liveness, this_process};
+pub use identity::{Liveness, liveness, person, this_process};
+pub use lock::{lock, unlock};
 pub use registry::{
     StopOutcome, Worker, WorkerStatus, Workers, find_worker, force_release, request_stop, workers,
 };

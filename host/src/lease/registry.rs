@@ -6,7 +6,7 @@ use oxiflow_plugin_api::Expected;
 use super::identity::{Liveness, liveness};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Lease, PipelineName, Request, RequestKind};
+use crate::model::{Lease, ManualLock, PipelineName, Request, RequestKind};
 use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
 
 /// A worker: the holder of a lease.
@@ -66,6 +66,12 @@ impl Worker {
             WorkerStatus::Active
         };
         Self { lease, liveness, status }
+    }
+
+    /// The lock that a person has on its pipeline at `now`.
+    #[must_use]
+    pub fn lock_at(&self, now: DateTime<Utc>) -> Option<&ManualLock> {
+        self.lease.lock_at(now)
     }
 
     /// Whether the worker still holds its lease.

@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::{Extra, PipelineName};
+use crate::metrics::Figures;
 
 /// Who a worker is: enough to tell on its own machine whether it still lives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,9 +52,29 @@ pub struct Lease {
     /// What others ask of the holder, oldest first; acknowledged ones stay until release.
     #[serde(default)]
     pub requests: Vec<Request>,
+    /// What the holder measured, as of its last renewal; absent before the first.
+    #[serde(default, deserialize_with = "readable", skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Figures>,
+    /// A lock that a person put on the pipeline; it outlives the command that put it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lock: Option<ManualLock>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
+}
+
+/// A person's lock on a pipeline, for maintenance. It belongs to no process, so no process's
+/// death ends it: it ends by `state unlock`, or when its time is over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManualLock {
+    /// Who put it there: user and host.
+    pub by: String,
+    /// Why, in the person's words.
+    pub reason: String,
+    /// When it was put there.
+    pub locked_at: DateTime<Utc>,
+    /// When it ends by itself, by the wall clock: nothing renews it that could be waited for.
+    pub expires_at: DateTime<Utc>,
 }
 
 /// Something another process asks of the holder.
@@ -78,6 +99,8 @@ pub struct Request {
 pub enum RequestKind {
     /// Checkpoint, end the step gracefully, release.
     Stop,
+    /// Forget the records that are kept in memory; acknowledged when that is done.
+    ClearCache,
 }
 
 impl Lease {
@@ -93,10 +116,56 @@ impl Lease {
         self.released_at.is_some()
     }
 
+    /// The lock that a person has on the pipeline at `now`.
+    #[must_use]
+    pub fn lock_at(&self, now: DateTime<Utc>) -> Option<&ManualLock> {
+        self.lock.as_ref().filter(|lock| now < lock.expires_at)
+    }
+
     /// Whether the lease has run out by the wall clock. Good for display and for deciding whether
     /// to look closer, never for taking over: clocks of two hosts may differ by minutes.
     #[must_use]
     pub fn looks_expired(&self, now: DateTime<Utc>) -> bool {
         (now - self.renewed_at).to_std().is_ok_and(|age| age > self.ttl())
+    }
+}
+
+/// Figures in the form of another version are as good as none, and no reason to call the lease of
+/// a live worker damaged.
+fn readable<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Figures>, D::Error> {
+    let value = Option::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(value.and_then(|value| serde_json::from_value(value).ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lease(metrics: &str) -> serde_json::Result<Lease> {
+        serde_json::from_str(&format!(
+            r#"{{"pipeline_id":"p","worker_id":"w","host":"h","boot_id":"b","pid_namespace":"n",
+            "pid":1,"pid_start_time":1,"epoch":1,"ttl_ms":1000,"purpose":"run",
+            "acquired_at":"2026-01-01T00:00:00Z","renewed_at":"2026-01-01T00:00:00Z"{metrics}}}"#
+        ))
+    }
+
+    #[test]
+    fn figures_that_cannot_be_read_do_not_damage_the_lease() {
+        assert_eq!(lease("").unwrap().metrics, None);
+        assert_eq!(lease(r#","metrics":{"logical":"of another version"}"#).unwrap().metrics, None);
+        let known = lease(r#","metrics":{"measured_ms":5,"new":1}"#).unwrap();
+        assert_eq!(known.metrics.unwrap().measured_ms, 5);
+    }
+
+    #[test]
+    fn a_lock_ends_when_its_time_is_over() {
+        let lock = r#","lock":{"by":"ann@h","reason":"r","locked_at":"2026-01-01T00:00:00Z",
+            "expires_at":"2026-01-01T01:00:00Z"}"#;
+        let lease = lease(lock).unwrap();
+        let at = |minutes| lease.acquired_at + chrono::TimeDelta::minutes(minutes);
+        assert!(lease.lock_at(at(59)).is_some());
+        assert!(lease.lock_at(at(60)).is_none());
     }
 }

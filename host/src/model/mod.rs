@@ -18,7 +18,7 @@ pub use backup::Backup;
 pub use diff::{Difference, differences};
 pub use error_record::{ErrorRecord, ErrorType};
 pub use history::{HistoryKind, HistoryRecord, StepSummary};
-pub use lease::{Holder, Lease, Request, RequestKind};
+pub use lease::{Holder, Lease, ManualLock, Request, RequestKind};
 pub use name::PipelineName;
 pub use progress::Progress;
 pub use state::{MAX_ERRORS, PipelineState, PipelineStatus, SCHEMA_VERSION};

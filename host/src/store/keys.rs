@@ -8,6 +8,15 @@ pub(super) const STATES: &str = "state/";
 /// Prefix of all leases.
 pub(super) const LEASES: &str = "lease/";
 
+/// Prefix of all backups.
+pub(super) const BACKUPS: &str = "backup/";
+
+/// Prefix of what `state benchmark` writes, and removes.
+pub(super) const BENCHMARKS: &str = "benchmark/";
+
+/// Prefix of what a health check writes, and removes.
+pub(super) const HEALTH: &str = "health/";
+
 /// `state/<pipeline>`
 pub(super) fn state(pipeline: &PipelineName) -> String {
     format!("{STATES}{pipeline}")

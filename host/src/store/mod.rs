@@ -3,8 +3,10 @@
 //! The one place that knows the key layout. Every change of a record that others may change goes
 //! through compare-and-swap; [`StateStore::update_lease`] is the loop for it.
 
+mod benchmark;
 mod history;
 mod keys;
+mod observe;
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,9 @@ use serde::de::DeserializeOwned;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{Record, Records};
 use crate::model::{Backup, Lease, PipelineName, PipelineState, SCHEMA_VERSION, schema};
+
+pub use benchmark::{Benchmark, BenchmarkPlan, Phase, RoundTrip};
+pub use observe::{Inventory, Stored};
 
 /// How long one operation on the store may take, with its retries.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -165,7 +170,7 @@ impl StateStore {
         timeout: Duration,
     ) -> Result<Version> {
         let pipeline = &lease.pipeline_id;
-        let body = body_of(lease)?;
+        let body = self.body_of(lease)?;
         self.records
             .put(&Call::within(timeout), &keys::lease(pipeline), AUXILIARY_SCHEMA, &body, expected)
             .map(|(version, _)| version)
@@ -240,7 +245,7 @@ impl StateStore {
         let Some(record) = self.records.get(&Call::within(OPERATION_TIMEOUT), key)? else {
             return Ok(None);
         };
-        let value = parse(key, &record, schema)?;
+        let value = self.parse(key, &record, schema)?;
         Ok(Some(Versioned { value, version: record.version }))
     }
 
@@ -277,7 +282,7 @@ impl StateStore {
         value: &T,
         expected: &Expected,
     ) -> Result<(Version, usize)> {
-        let body = body_of(value)?;
+        let body = self.body_of(value)?;
         Ok(self.records.put(&Call::within(OPERATION_TIMEOUT), key, schema, &body, expected)?)
     }
 

@@ -1,10 +1,15 @@
 //! `oxide_flow state …`
 
+mod benchmark;
+mod clear_cache;
+mod diagnostics;
 mod diff;
 mod export;
+mod figures;
 mod history;
 mod import;
 mod list;
+mod lock;
 mod reference;
 mod rollback;
 mod show;
@@ -22,6 +27,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Worker, WorkerStatus};
 use crate::model::{PipelineName, PipelineState, PipelineStatus};
 use crate::recovery::RewriteOptions;
+
+pub(super) use figures::{milliseconds, size};
+pub(super) use lock::described;
 
 pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<ExitCode> {
     let app = open_app(global, ui)?;
@@ -43,6 +51,12 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
         StateCommand::Rollback { pipeline, to, dry_run, yes, wait } => {
             let options = rollback::Options { dry_run: *dry_run, yes: *yes, wait: *wait };
             rollback::run(&app, pipeline, to, &options, ui)
+        }
+        StateCommand::Lock(args) => lock::run(&app, args, ui),
+        StateCommand::Diagnostics { json } => diagnostics::run(&app, global.verbose > 0, *json, ui),
+        StateCommand::Benchmark(args) => benchmark::run(&app, args, ui),
+        StateCommand::ClearCache { pipeline, wait, json } => {
+            clear_cache::run(&app, pipeline.as_ref(), *wait, *json, ui)
         }
     }
 }

@@ -4,17 +4,18 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{effective_status, existing_state, holder_of};
+use super::{effective_status, existing_state};
 use crate::app::App;
 use crate::cli::ui::{Ui, count, time};
 use crate::error::Result;
 use crate::lease::Worker;
-use crate::model::{PipelineName, PipelineState, StepState};
+use crate::model::{ManualLock, PipelineName, PipelineState, StepState};
 
 #[derive(Serialize)]
 struct Shown<'a> {
     effective_status: &'a str,
     worker: Option<WorkerShown<'a>>,
+    lock: Option<&'a ManualLock>,
     state: &'a PipelineState,
 }
 
@@ -28,7 +29,9 @@ struct WorkerShown<'a> {
 
 pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Result<ExitCode> {
     let state = existing_state(app, pipeline)?;
-    let holder = holder_of(app, pipeline)?;
+    let lease = app.store.load_lease(pipeline)?.map(|lease| lease.value);
+    let lock = lease.as_ref().and_then(|lease| lease.lock_at(app.clock.now())).cloned();
+    let holder = lease.map(|lease| Worker::of(lease, app.clock.now())).filter(Worker::is_holding);
     let status = effective_status(&state, holder.as_ref());
     if json {
         let worker = holder.as_ref().map(|worker| WorkerShown {
@@ -37,14 +40,24 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
             host: &worker.lease.holder.host,
             pid: worker.lease.holder.pid,
         });
-        ui.json("state", &Shown { effective_status: status, worker, state: &state })?;
+        ui.json(
+            "state",
+            &Shown { effective_status: status, worker, lock: lock.as_ref(), state: &state },
+        )?;
         return Ok(ExitCode::SUCCESS);
     }
-    print(app, &state, status, holder.as_ref(), ui);
+    print(app, &state, status, holder.as_ref(), lock.as_ref(), ui);
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(app: &App, state: &PipelineState, status: &str, holder: Option<&Worker>, ui: &Ui) {
+fn print(
+    app: &App,
+    state: &PipelineState,
+    status: &str,
+    holder: Option<&Worker>,
+    lock: Option<&ManualLock>,
+    ui: &Ui,
+) {
     let now = app.clock.now();
     let mut pairs = vec![
         ("Pipeline", state.pipeline_id.to_string()),
@@ -60,6 +73,9 @@ fn print(app: &App, state: &PipelineState, status: &str, holder: Option<&Worker>
     }
     if let Some(at) = state.estimated_completion {
         pairs.push(("Step done", format!("about {}", time(at, now))));
+    }
+    if let Some(lock) = lock {
+        pairs.push(("Locked", super::described(lock)));
     }
     if let Some(worker) = holder {
         let (lease, process) = (&worker.lease, &worker.lease.holder);

@@ -21,7 +21,11 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> R
         }
         Err(error) => return Err(error),
     };
+    let lock = super::lock::take_off(app, pipeline, force, ui)?;
     let Some(worker) = holder else {
+        if lock.is_some() {
+            return Ok(ExitCode::SUCCESS);
+        }
         ui.aside(&format!("nobody holds pipeline `{pipeline}`"));
         return Ok(ExitCode::SUCCESS);
     };
@@ -122,6 +126,8 @@ fn replace_damaged(
         renewed_at: now,
         released_at: Some(now),
         requests: Vec::new(),
+        metrics: None,
+        lock: None,
         extra: Extra::new(),
     })?;
     record(app, pipeline, "replaced a damaged lease");

@@ -7,6 +7,7 @@ use crate::app::App;
 use crate::cli::ui::{Ui, count, time};
 use crate::error::Result;
 use crate::lease::find_worker;
+use crate::model::RequestKind;
 
 pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<ExitCode> {
     let worker = find_worker(&app.store, app.clock.as_ref(), worker_id)?;
@@ -31,13 +32,20 @@ pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<Exi
     if let Some(at) = lease.released_at {
         pairs.push(("Released", time(at, now)));
     }
+    if let Some(lock) = worker.lock_at(now) {
+        pairs.push(("Locked", crate::cli::state::described(lock)));
+    }
     for request in &lease.requests {
         let seen = match request.acknowledged_at {
             Some(at) => format!("seen {}", time(at, now)),
             None => "not seen yet".to_owned(),
         };
         let asked = time(request.requested_at, now);
-        pairs.push(("Asked to stop", format!("by {}, {asked}; {seen}", request.from)));
+        let what = match request.kind {
+            RequestKind::Stop => "Asked to stop",
+            RequestKind::ClearCache => "Asked to clear its cache",
+        };
+        pairs.push((what, format!("by {}, {asked}; {seen}", request.from)));
     }
     ui.pairs(&pairs);
     Ok(ExitCode::SUCCESS)

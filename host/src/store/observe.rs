@@ -1,0 +1,135 @@
+//! Looking at a store without changing it: reads through the cache, what was measured, how much
+//! is stored.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use oxiflow_plugin_api::Call;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{
+    OPERATION_TIMEOUT, PAGE, StateStore, body_of, check_subject, keys, milliseconds, parse,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layer::Record;
+use crate::metrics::Figures;
+use crate::model::{PipelineName, PipelineState, SCHEMA_VERSION};
+
+/// How many records of one sort there are, and how large they are together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Stored {
+    /// Number of records.
+    pub records: u64,
+    /// Their size, in bytes, as the backend lists it.
+    pub bytes: u64,
+}
+
+/// What is stored, by sort of record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Inventory {
+    /// States.
+    pub states: Stored,
+    /// Leases, also released ones.
+    pub leases: Stored,
+    /// Backups.
+    pub backups: Stored,
+}
+
+impl StateStore {
+    /// Reads the state of a pipeline for looking at it; `None` when it has none.
+    ///
+    /// The record is not checked and parsed again when the storage says that it is unchanged
+    /// since it was read before. It comes without its version on purpose: what a compare-and-swap
+    /// is based on is read with [`load_state`](Self::load_state).
+    ///
+    /// # Errors
+    /// As [`load_state`](Self::load_state).
+    pub fn read_state(&self, pipeline: &PipelineName) -> Result<Option<Arc<PipelineState>>> {
+        let started = Instant::now();
+        let key = keys::state(pipeline);
+        let read = self.records.read(&Call::within(OPERATION_TIMEOUT), &key, |record| {
+            let state: PipelineState = self.parse(&key, record, SCHEMA_VERSION)?;
+            check_subject(&state, pipeline)?;
+            Ok::<_, Error>(state)
+        });
+        let read = read.map_err(|error| {
+            if error.kind() == ErrorKind::Corrupt {
+                tracing::error!(target: "oxide_flow::state", %pipeline, "State corruption detected");
+            }
+            error.while_doing(format!("cannot load the state of pipeline `{pipeline}`"))
+        })?;
+        Ok(read.map(|kept| {
+            let duration_ms = milliseconds(started);
+            if kept.from_cache {
+                tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms,
+                    "State loaded from cache");
+            } else {
+                tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms, "State loaded");
+            }
+            kept.value
+        }))
+    }
+
+    /// Forgets the records that are kept in memory, and says how many that were.
+    pub fn clear_cache(&self) -> usize {
+        self.records.clear_cache()
+    }
+
+    /// What this process measured since it opened the store.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        self.records.figures()
+    }
+
+    /// Counts what is stored.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn inventory(&self) -> Result<Inventory> {
+        Ok(Inventory {
+            states: self.stored(keys::STATES)?,
+            leases: self.stored(keys::LEASES)?,
+            backups: self.stored(keys::BACKUPS)?,
+        })
+    }
+
+    fn stored(&self, prefix: &str) -> Result<Stored> {
+        let mut stored = Stored::default();
+        let mut after: Option<String> = None;
+        loop {
+            let call = Call::within(OPERATION_TIMEOUT);
+            let page =
+                self.records.list(&call, prefix, after.as_deref(), PAGE).map_err(|error| {
+                    Error::from(error).while_doing(format!("cannot list the keys under `{prefix}`"))
+                })?;
+            stored.records += u64::try_from(page.len()).unwrap_or(u64::MAX);
+            stored.bytes = page.iter().fold(stored.bytes, |sum, row| sum.saturating_add(row.size));
+            match page.last() {
+                Some(last) if page.len() == PAGE => after = Some(last.key.clone()),
+                _ => return Ok(stored),
+            }
+        }
+    }
+
+    /// [`body_of`], timed.
+    pub(super) fn body_of<T: Serialize>(&self, value: &T) -> Result<Vec<u8>> {
+        let started = Instant::now();
+        let body = body_of(value);
+        self.records.metrics().serialise.record(started.elapsed());
+        body
+    }
+
+    /// [`parse`], timed.
+    pub(super) fn parse<T: DeserializeOwned>(
+        &self,
+        key: &str,
+        record: &Record,
+        schema: u32,
+    ) -> Result<T> {
+        let started = Instant::now();
+        let value = parse(key, record, schema);
+        self.records.metrics().deserialise.record(started.elapsed());
+        value
+    }
+}
