@@ -25,7 +25,7 @@ use clap::Parser;
 use crate::app::App;
 use crate::config::{Config, ProjectLocation};
 use crate::error::{Error, ErrorKind, Result};
-use crate::runner::supervisor;
+use crate::runner::{singer, supervisor};
 use args::{Arguments, Command, Global};
 use ui::Ui;
 
@@ -39,6 +39,11 @@ pub fn main() -> ExitCode {
     {
         let code = supervisor::supervise(lease, program, rest);
         return ExitCode::from(u8::try_from(code).unwrap_or(1));
+    }
+    if let [_, command, pair] = arguments.as_slice()
+        && command == singer::COMMAND
+    {
+        return ExitCode::from(u8::try_from(singer::run(pair)).unwrap_or(1));
     }
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,

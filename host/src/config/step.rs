@@ -1,6 +1,6 @@
 //! Reads the steps of a pipeline.
 //!
-//! A step is a command. `name`, `id` and `run` are taken as written: `${NAME}` in `run` is for
+//! A step is a command. `name`, `id`, `run` and `singer` are taken as written: `${NAME}` in `run` is for
 //! the shell, at the time the step runs. Everything else is interpolated.
 //!
 //! Invariant: the ids of the steps read together are unique, and usable as keys of the state.
@@ -28,8 +28,9 @@ const KEYS: &[&str] = &[
     "continue_on_error",
     "incremental",
     "environment",
+    "singer",
 ];
-const AS_WRITTEN: &[&str] = &["name", "id", "run"];
+const AS_WRITTEN: &[&str] = &["name", "id", "run", "singer"];
 const LONGEST_ID: usize = 128;
 
 /// One step of a pipeline.
@@ -64,6 +65,13 @@ pub enum Command {
     Shell(String),
     /// A program and its arguments, passed on untouched; the program is not empty.
     Arguments(Vec<String>),
+    /// A Singer tap and the target that reads from it, each a program and its arguments.
+    Singer {
+        /// Writes records and states to its standard output.
+        tap: Vec<String>,
+        /// Stores them, and emits a state once everything before it is stored.
+        target: Vec<String>,
+    },
 }
 
 impl Step {
@@ -156,7 +164,7 @@ fn require_command(shown: &Path, node: &Node) -> Result<(), ConfigError> {
     let entries = section::entries(shown, "a step", node)?;
     let find = |key: &str| entries.iter().find(|entry| entry.key == key);
     let misspelt = entries.iter().any(|entry| is_nearly_run(&entry.key));
-    if find("run").is_some() || misspelt {
+    if find("run").is_some() || find("singer").is_some() || misspelt {
         return Ok(());
     }
     let name = find("name").and_then(|entry| entry.node.scalar_text());
@@ -173,6 +181,12 @@ fn is_nearly_run(key: &str) -> bool {
 }
 
 fn read_command(shown: &Path, step: &Section<'_>, step_at: Mark) -> Result<Command, ConfigError> {
+    if let Some(singer) = step.get("singer") {
+        if step.get("run").is_some() {
+            return Err(step.error(step_at, "a step has either `run` or `singer`, not both"));
+        }
+        return read_singer(shown, singer);
+    }
     let Some(node) = step.get("run") else {
         return Err(step.error(step_at, "`run` has no value"));
     };
@@ -190,12 +204,32 @@ fn read_command(shown: &Path, step: &Section<'_>, step_at: Mark) -> Result<Comma
     };
     let program = match &command {
         Command::Shell(text) => Some(text.as_str()),
-        Command::Arguments(arguments) => arguments.first().map(String::as_str),
+        Command::Arguments(list) | Command::Singer { tap: list, .. } => {
+            list.first().map(String::as_str)
+        }
     };
     if program.is_none_or(|program| program.trim().is_empty()) {
         return Err(step.error(node.at, "`run` is empty"));
     }
     Ok(command)
+}
+
+fn read_singer(shown: &Path, node: &Node) -> Result<Command, ConfigError> {
+    let pair = Section::open(shown, "`singer`", node, &["tap", "target"])?;
+    let side = |key: &str| {
+        let Some(node) = pair.get(key) else {
+            return Err(pair.error(node.at, format!("`singer` has no `{key}`")));
+        };
+        let arguments = match &node.value {
+            Value::List(_) => pair.texts(key)?,
+            _ => return Err(section::expected(shown, key, node, "a list of arguments")),
+        };
+        if arguments.first().is_none_or(|program| program.trim().is_empty()) {
+            return Err(pair.error(node.at, format!("`{key}` is empty")));
+        }
+        Ok(arguments.into_iter().map(str::to_owned).collect())
+    };
+    Ok(Command::Singer { tap: side("tap")?, target: side("target")? })
 }
 
 fn read_timeout(shown: &Path, step: &Section<'_>) -> Result<Option<Duration>, ConfigError> {

@@ -16,6 +16,7 @@ use super::events::{Event, RunEvent, StopCause, Stopper};
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
 use super::process::{OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
 use super::session::Run;
+use super::singer;
 use super::steps::{Runner, step_state};
 use crate::config::{Command, Step};
 use crate::error::{Error, ErrorKind, Result};
@@ -58,7 +59,7 @@ pub(super) fn follow(
         lease_ttl: run.lease_ttl(),
         lease_age: run.lease_age(),
         control: &runner.control,
-        arguments: arguments(&step.run),
+        arguments: arguments(&runner.parts.executable, &step.run)?,
         folder: runner.parts.project_dir,
         environment: &environment,
     };
@@ -352,11 +353,16 @@ fn step_environment(
     Ok(environment)
 }
 
-fn arguments(command: &Command) -> Vec<OsString> {
-    match command {
+fn arguments(program: &Path, command: &Command) -> Result<Vec<OsString>> {
+    Ok(match command {
         Command::Shell(text) => vec!["sh".into(), "-c".into(), text.into()],
         Command::Arguments(arguments) => arguments.iter().map(OsString::from).collect(),
-    }
+        Command::Singer { tap, target } => {
+            singer::arguments(program, tap, target).map_err(|error| {
+                Error::new(ErrorKind::Internal, "cannot hand a Singer pair on").because(error)
+            })?
+        }
+    })
 }
 
 /// Records that are behind a step, well or not.

@@ -4,6 +4,7 @@
 //! drives the steps of a pipeline through it, each [`attempt`] at one as the [`events`] come.
 //! [`process`] starts a step under the [`supervisor`],
 //! a small process that ends the step's whole process group when the runner dies.
+//! [`singer`] is the process of a step that is a tap and a target.
 //! [`orphans`] ends what a worker left behind that died together with its supervisor.
 
 mod attempt;
@@ -11,6 +12,7 @@ mod events;
 mod orphans;
 mod process;
 mod session;
+pub mod singer;
 mod steps;
 pub mod supervisor;
 

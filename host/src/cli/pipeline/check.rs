@@ -55,12 +55,16 @@ fn missing_programs(config: &Config, pipeline: &Pipeline) -> Vec<String> {
     pipeline
         .steps
         .iter()
-        .filter_map(|step| match &step.run {
-            Command::Arguments(arguments) => {
-                let program = arguments.first().filter(|program| !exists(program))?;
-                Some(format!("step `{}`: there is no program `{program}` here", step.name))
-            }
-            Command::Shell(_) => None,
+        .flat_map(|step| {
+            let programs = match &step.run {
+                Command::Arguments(arguments) => vec![arguments.first()],
+                Command::Singer { tap, target } => vec![tap.first(), target.first()],
+                Command::Shell(_) => Vec::new(),
+            };
+            let missing = programs.into_iter().flatten().filter(|program| !exists(program));
+            missing.map(|program| {
+                format!("step `{}`: there is no program `{program}` here", step.name)
+            })
         })
         .collect()
 }
