@@ -491,7 +491,7 @@ fn wrong_pipeline_files_are_told_with_their_place() {
     exit 2
     --- stderr
     error: pipelines/p.yaml:2:23: unknown key `retries`
-    hint: valid here: name, id, run, retry_attempts, timeout_seconds, continue_on_error, incremental, environment
+    hint: valid here: name, id, run, retry_attempts, timeout_seconds, continue_on_error, incremental, environment, singer
     ");
     insta::assert_snapshot!(refused("pipeline:\n  - {name: a, run: x}\n  - {name: a, run: y}\n"), @"
     exit 2
