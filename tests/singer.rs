@@ -7,7 +7,7 @@ mod kit;
 use kit::{Project, wait_for};
 use serde_json::json;
 
-/// Emits the numbers up to 6, a state after every second one; starts after the state it is given.
+/// Emits the numbers up to 6, or 7 with the file `odd`, a state after every second one; starts after the state it is given.
 const TAP: &str = r#"
 import json, os, sys, time
 last = 0
@@ -20,7 +20,7 @@ if "--state" in sys.argv:
 def emit(**message):
     print(json.dumps(message), flush=True)
 emit(type="SCHEMA", stream="s", schema={}, key_properties=[])
-for n in range(last + 1, 7):
+for n in range(last + 1, 8 if os.path.exists("odd") else 7):
     emit(type="RECORD", stream="s", record={"n": n})
     if n % 2 == 0:
         emit(type="STATE", value={"bookmarks": {"n": n}})
@@ -74,6 +74,15 @@ fn a_pair_that_ends_well_is_a_completed_step_with_its_last_state() {
     assert_eq!(cursor_and_records(&project), (r#"{"bookmarks":{"n":6}}"#.to_owned(), 6));
     assert_eq!(project.read("stored"), "1\n2\n3\n4\n5\n6\n");
     assert!(!project.path().join("given").exists(), "the first run has no state to give");
+}
+
+#[test]
+fn records_after_the_last_state_are_counted_when_both_end_well() {
+    let project = project();
+    project.write("odd", "");
+    project.run(&["run", "p"]).expect(0);
+    assert_eq!(cursor_and_records(&project), (r#"{"bookmarks":{"n":6}}"#.to_owned(), 7));
+    assert_eq!(project.read("stored"), "1\n2\n3\n4\n5\n6\n7\n");
 }
 
 #[test]
