@@ -74,6 +74,7 @@ fn the_help_of_the_whole_shows_every_command() {
       state     Look at and change the state of pipelines
       worker    Look at and stop workers
       plugin    Look at backend plugins
+      health    Check that the store can be opened, written and read
       help      Print this message or the help of the given subcommand(s)
 
     Options:
@@ -257,12 +258,16 @@ fn wrong_usage_is_exit_2_with_the_nearest_right_word() {
     Usage: oxide_flow state [OPTIONS] <COMMAND>
 
     Commands:
-      show    Show the state of a pipeline
-      list    List the states of all pipelines
-      export  Write the state of a pipeline to a file or to standard output
-      import  Replace the state of a pipeline by one from a file
-      unlock  Release the lease of a pipeline whose worker is gone
-      help    Print this message or the help of the given subcommand(s)
+      show         Show the state of a pipeline
+      list         List the states of all pipelines
+      export       Write the state of a pipeline to a file or to standard output
+      import       Replace the state of a pipeline by one from a file
+      unlock       Release the lease of a pipeline whose worker is gone
+      lock         Keep runs off a pipeline while you work on it
+      diagnostics  Show what live workers measured, beside the targets, and how full the store is
+      benchmark    Measure how fast the backend is, with records that are removed again
+      clear-cache  Ask running workers to forget the records they keep in memory
+      help         Print this message or the help of the given subcommand(s)
 
     Options:
           --project <DIR>            The project: a folder with an oxiflow.yaml [default: the nearest

@@ -106,7 +106,7 @@ fn diagnostics_add_up_what_live_workers_left_in_their_leases() {
         assert!(at("average_ms") <= at("max_ms") && at("bytes_per_second") > 0.0, "{put}");
     }
     assert!(report["serialise"]["calls"].as_u64() > Some(10));
-    let lease = std::fs::metadata(&project.path().join(".oxiflow/state/leases/p.json")).unwrap();
+    let lease = std::fs::metadata(project.path().join(".oxiflow/state/leases/p.json")).unwrap();
     assert!(lease.len() < 8192, "the lease has {} bytes", lease.len());
     running.kill();
     assert_eq!(diagnostics(&project)["workers"], json!([]), "a dead worker is not live");
