@@ -143,6 +143,8 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Seek;
+
     use super::*;
 
     fn read(cache: &Cache, key: &str, version: u64) -> Option<u64> {
@@ -226,5 +228,29 @@ mod tests {
         assert_eq!(told(&Cache::new(4), 8, 10 * WINDOW), [0.0], "once, not on and on");
         assert_eq!(told(&Cache::new(8), 8, 10 * WINDOW), [] as [f64; 0], "a good rate");
         assert_eq!(told(&Cache::new(1000), 1000, 500), [] as [f64; 0], "first reads only");
+    }
+
+    #[test]
+    fn a_low_rate_is_logged_in_the_form_of_the_manual() {
+        let mut log = tempfile::tempfile().unwrap();
+        let subscriber = tracing_subscriber::fmt()
+            .with_writer(Arc::new(log.try_clone().unwrap()))
+            .with_ansi(false)
+            .without_time()
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let cache = Cache::new(2);
+            for n in 0..WINDOW {
+                // Two of five reads find what the one before kept.
+                let key = (n - (n % 5).saturating_sub(2).min(2)).to_string();
+                if read(&cache, &key, 1).is_none() {
+                    keep(&cache, &key, 1);
+                }
+            }
+        });
+        log.rewind().unwrap();
+        let text = std::io::read_to_string(log).unwrap();
+        let line = "Cache hit rate low rate=0.4 recommendations=\"increase cache size\"\n";
+        assert_eq!(text, format!(" WARN oxide_flow::state: {line}"));
     }
 }
