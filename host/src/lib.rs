@@ -20,5 +20,6 @@ pub mod manager;
 pub mod model;
 pub mod plugin;
 pub mod recovery;
+pub mod redact;
 pub mod runner;
 pub mod store;

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Env;
+use super::encryption::{self, EncryptionSection};
 use super::error::ConfigError;
 use super::interpolate;
 use super::section::{self, Section};
@@ -29,6 +30,7 @@ const KEYS: &[&str] = &[
     "backup_enabled",
     "backup_retention",
     "cache_size",
+    "encryption",
 ];
 
 /// Options that stand in `backend_config` or directly under `state:`, and are the host's.
@@ -60,6 +62,8 @@ pub struct StateSection {
     pub backup_retention: Duration,
     /// How many records the cache holds; default 100, and 0 turns the cache off.
     pub cache_size: usize,
+    /// How records are encrypted; by default they are not.
+    pub encryption: Option<EncryptionSection>,
 }
 
 impl Default for StateSection {
@@ -76,6 +80,7 @@ impl Default for StateSection {
             backup_enabled: true,
             backup_retention: Duration::from_secs(7 * 24 * 60 * 60),
             cache_size: 100,
+            encryption: None,
         }
     }
 }
@@ -94,6 +99,7 @@ impl fmt::Debug for StateSection {
             .field("backup_enabled", &self.backup_enabled)
             .field("backup_retention", &self.backup_retention)
             .field("cache_size", &self.cache_size)
+            .field("encryption", &self.encryption)
             .finish()
     }
 }
@@ -130,6 +136,8 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
         backend.clone_into(&mut read.section.backend);
     }
     read_intervals(&state, &mut read.section)?;
+    let keys = state.get("encryption").map(|node| encryption::read(shown, node)).transpose()?;
+    read.section.encryption = keys;
 
     let options = match &backend_config {
         Some(config) => section::entries(shown, "`backend_config`", config)?,

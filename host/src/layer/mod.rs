@@ -2,9 +2,12 @@
 //!
 //! Layers know bytes, keys and versions, never what a pipeline is. [`stack`] owns their order.
 
+mod encryption;
 mod records;
 mod retry;
 mod seal;
+#[cfg(test)]
+mod sealed_tests;
 
 use std::sync::Arc;
 
@@ -12,9 +15,10 @@ use oxiflow_plugin_api::Storage;
 
 use crate::clock::Clock;
 
+pub use encryption::{Derivation, Encryption, KeySource, Keyring};
 pub use records::{Record, Records};
 pub use retry::Retry;
-pub use seal::{FORMAT_VERSION, Header, seal, unseal};
+pub use seal::{ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION, Header, claimed_key, seal, unseal};
 
 /// Puts the layers on a backend, the one nearest to it first.
 #[must_use]

@@ -4,6 +4,7 @@
 //! through compare-and-swap; [`StateStore::update_lease`] is the loop for it.
 
 mod keys;
+mod sealing;
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,8 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{Record, Records};
+pub use sealing::{RescueEnvelope, Sealed};
+
 use crate::model::{Backup, Lease, PipelineName, PipelineState, SCHEMA_VERSION};
 
 /// How long one operation on the store may take, with its retries.

@@ -3,6 +3,8 @@
 mod export;
 mod import;
 mod list;
+mod push;
+mod rekey;
 mod show;
 mod unlock;
 
@@ -28,6 +30,8 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
             import::run(&app, pipeline, file, *yes, *wait, ui)
         }
         StateCommand::Unlock { pipeline, force } => unlock::run(&app, pipeline, *force, ui),
+        StateCommand::Rekey(args) => rekey::run(&app, args, ui),
+        StateCommand::Push(args) => push::run(&app, args, ui),
     }
 }
 
