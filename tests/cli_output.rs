@@ -262,6 +262,8 @@ fn wrong_usage_is_exit_2_with_the_nearest_right_word() {
       export  Write the state of a pipeline to a file or to standard output
       import  Replace the state of a pipeline by one from a file
       unlock  Release the lease of a pipeline whose worker is gone
+      rekey   Seal all records again with the current key, after the keys have changed
+      push    Put back a state that could not be saved, from the file it was rescued to
       help    Print this message or the help of the given subcommand(s)
 
     Options:

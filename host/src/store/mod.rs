@@ -135,9 +135,7 @@ impl StateStore {
         self.records
             .put(&Call::within(timeout), &keys::lease(pipeline), AUXILIARY_SCHEMA, &body, expected)
             .map(|(version, _)| version)
-            .map_err(|error| {
-                Error::from(error).while_doing(format!("cannot write the lease of `{pipeline}`"))
-            })
+            .map_err(|error| error.while_doing(format!("cannot write the lease of `{pipeline}`")))
     }
 
     /// Changes the lease of a pipeline, again and again until nobody came in between. `change`
@@ -218,7 +216,7 @@ impl StateStore {
         expected: &Expected,
     ) -> Result<(Version, usize)> {
         let body = body_of(value)?;
-        Ok(self.records.put(&Call::within(OPERATION_TIMEOUT), key, schema, &body, expected)?)
+        self.records.put(&Call::within(OPERATION_TIMEOUT), key, schema, &body, expected)
     }
 
     fn names(&self, prefix: &str, what: &str) -> Result<Vec<PipelineName>> {

@@ -109,7 +109,7 @@ impl Derivation {
         Argon2::new(Algorithm::Argon2id, Version::V0x13, parameters)
             .hash_password_into(passphrase.expose_secret().as_bytes(), &salt, key.as_mut())
             .map_err(|error| refused(&error.to_string()))?;
-        Ok(Ready::new(SecretBox::new(Box::new(*key))))
+        Ok(Ready::new(boxed(&key)))
     }
 }
 
@@ -245,7 +245,12 @@ fn read_key(path: &Path) -> Result<SecretBox<[u8; KEY_BYTES]>> {
     let bytes = Zeroizing::new(decode(text).ok_or_else(no_key)?);
     let key: Zeroizing<[u8; KEY_BYTES]> =
         Zeroizing::new(bytes.as_slice().try_into().map_err(|_| no_key())?);
-    Ok(SecretBox::new(Box::new(*key)))
+    Ok(boxed(&key))
+}
+
+/// Copies a key to the heap, leaving no copy on the stack.
+fn boxed(key: &[u8; KEY_BYTES]) -> SecretBox<[u8; KEY_BYTES]> {
+    SecretBox::init_with_mut(|bytes: &mut [u8; KEY_BYTES]| bytes.copy_from_slice(key))
 }
 
 fn decode(text: &str) -> Option<Vec<u8>> {
