@@ -276,6 +276,8 @@ fn wrong_usage_is_exit_2_with_the_nearest_right_word() {
       diagnostics  Show what live workers measured, beside the targets, and how full the store is
       benchmark    Measure how fast the backend is, with records that are removed again
       clear-cache  Ask running workers to forget the records they keep in memory
+      rekey        Seal all records again with the current key, after the keys have changed
+      push         Put back a state that could not be saved, from the file it was rescued to
       help         Print this message or the help of the given subcommand(s)
 
     Options:

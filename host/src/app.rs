@@ -9,9 +9,9 @@ use std::time::Duration;
 use oxiflow_plugin_api::{BackendError, Capabilities};
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, Env, Pipeline};
+use crate::config::{Config, EncryptionSection, Env, KeyPlace, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layer;
+use crate::layer::{self, KeySource, Keyring};
 use crate::lease::this_process;
 use crate::model::PipelineName;
 use crate::plugin::{OptionProblem, Plugin, SearchPath};
@@ -53,12 +53,12 @@ impl App {
         let storage = plugin
             .open(options, &config.project_dir)
             .map_err(|error| cannot_open(&config, &plugin, error))?;
-        let store = StateStore::new(layer::stack(
-            storage,
-            backend,
-            config.state.cache_size,
-            Arc::clone(&clock),
-        ));
+        let cache_size = config.state.cache_size;
+        let mut records = layer::stack(storage, backend, cache_size, Arc::clone(&clock));
+        if let Some(encryption) = &config.state.encryption {
+            records = records.encrypted(keyring(encryption, env)?);
+        }
+        let store = StateStore::new(records);
         Ok(Self { config, store, clock, plugin })
     }
 
@@ -121,6 +121,23 @@ pub fn search_path(config: &Config, env: &Env<'_>) -> Result<SearchPath> {
     let executable = std::env::current_exe().ok();
     let variable = env("OXIFLOW_PLUGIN_PATH");
     SearchPath::new(&config.plugins.path, variable.as_deref(), executable.as_deref())
+}
+
+/// The keys that the configuration names.
+fn keyring(section: &EncryptionSection, env: &Env<'_>) -> Result<Keyring> {
+    let source = |place: &KeyPlace| match place {
+        KeyPlace::File(path) => Ok(KeySource::File(path.clone())),
+        KeyPlace::PassphraseVariable(variable) => {
+            let passphrase = env(variable).ok_or_else(|| {
+                let message = format!("the passphrase of the state is in `{variable}`, not set");
+                Error::new(ErrorKind::Configuration, message)
+                    .hint(format!("set `{variable}`, or change `state.encryption`"))
+            })?;
+            Ok(KeySource::Passphrase { variable: variable.clone(), passphrase: passphrase.into() })
+        }
+    };
+    let fallback = section.fallback.iter().map(source).collect::<Result<_>>()?;
+    Keyring::load(source(&section.current)?, fallback, section.enforced)
 }
 
 /// A backend that does not open; a wrong option is told with its place in the file.

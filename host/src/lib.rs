@@ -23,5 +23,6 @@ pub mod metrics;
 pub mod model;
 pub mod plugin;
 pub mod recovery;
+pub mod redact;
 pub mod runner;
 pub mod store;

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::lease::this_process;
 use crate::metrics::Figures;
 use crate::model::{PipelineName, PipelineState};
-use crate::runner::{Run, RunRequest};
+use crate::runner::{Run, RunRequest, rescue_folders};
 
 /// A project's state, for a program that does the work of its pipelines itself.
 ///
@@ -56,9 +56,11 @@ impl StateManager {
         };
         let clock = Arc::clone(&self.app.clock);
         // What the lease tells is found in the run: `stop_requested`, and the error of a save.
-        let begun = Run::begin(&self.app.store, &clock, &request, &mut |_| {}, &|_| {}, |event| {
-            tracing::debug!(?event, "lease");
-        })?;
+        let mut begun =
+            Run::begin(&self.app.store, &clock, &request, &mut |_| {}, &|_| {}, |event| {
+                tracing::debug!(?event, "lease");
+            })?;
+        begun.run.rescue_into(rescue_folders(&self.app.config.project_dir));
         Ok(begun.run)
     }
 

@@ -296,6 +296,19 @@ Example:
         #[arg(long)]
         json: bool,
     },
+    /// Seal all records again with the current key, after the keys have changed
+    #[command(after_help = "It can be repeated at any time: what is done stays done.
+
+Example, with the new key under `state.encryption` and the old one as its `fallback`:
+  oxide_flow state rekey --dry-run
+  oxide_flow state rekey --yes")]
+    Rekey(RekeyArgs),
+    /// Put back a state that could not be saved, from the file it was rescued to
+    #[command(after_help = "A run that cannot save its state names the file.
+
+Example:
+  oxide_flow state push .oxiflow/rescue/orders-20261123T065034Z-fzz1x1.oxiflow")]
+    Push(PushArgs),
 }
 
 #[derive(Debug, Args)]
@@ -361,6 +374,32 @@ pub(super) struct BenchmarkArgs {
     /// How many threads work at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(super) threads: u16,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PushArgs {
+    /// The file
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(super) yes: bool,
+    /// Replace also a state that the rescued one does not follow, after a backup; does not ask
+    #[arg(long)]
+    pub(super) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RekeyArgs {
+    /// Only list the records that would be rewritten
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(super) yes: bool,
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,

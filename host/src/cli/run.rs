@@ -13,7 +13,7 @@ use super::run_view::RunView;
 use super::ui::Ui;
 use super::{exit, load_config};
 use crate::app::App;
-use crate::config::{default_pipeline, load_pipeline};
+use crate::config::{Config, EncryptionSection, default_pipeline, load_pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::PipelineName;
 use crate::runner::{Runner, RunnerParts, StopCause, Stopper};
@@ -37,6 +37,7 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
         pipeline: &pipeline,
         project_dir: &app.config.project_dir,
         environment: &app.config.environment,
+        hidden_variables: hidden_variables(&app.config),
         checkpoint_interval: app.config.state.checkpoint_interval,
         // Still the same program when the file is replaced during the run.
         executable: PathBuf::from("/proc/self/exe"),
@@ -65,6 +66,12 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     };
     view.summary(&outcome);
     Ok(code)
+}
+
+/// The variables with passphrases of the state: what a step prints of them would be kept.
+fn hidden_variables(config: &Config) -> Vec<String> {
+    let encryption = config.state.encryption.iter();
+    encryption.flat_map(EncryptionSection::passphrase_variables).map(str::to_owned).collect()
 }
 
 /// The first signal stops the run gracefully, the second at once. While another worker is waited

@@ -8,6 +8,7 @@
 //! and column. Nothing falls back to a default because it could not be read.
 
 mod duration;
+mod encryption;
 mod error;
 mod interpolate;
 mod older;
@@ -24,6 +25,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+pub use encryption::{EncryptionSection, KeyPlace};
 pub use error::ConfigError;
 pub use pipeline::{
     Metadata, Pipeline, PipelineFile, default_pipeline, list_pipelines, load_pipeline,
@@ -133,6 +135,9 @@ impl Config {
 
     fn adopt_state(&mut self, read: state::ReadState) {
         self.state = read.section;
+        if let Some(encryption) = &mut self.state.encryption {
+            encryption.resolve(&self.project_dir);
+        }
         self.option_lines = read.option_lines;
         self.notes.extend(read.notes);
     }

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::Env;
+use super::encryption::{self, EncryptionSection};
 use super::error::ConfigError;
 use super::interpolate;
 use super::section::{self, Section};
@@ -30,6 +31,7 @@ const KEYS: &[&str] = &[
     "backup_retention",
     "cache_size",
     "history_keep",
+    "encryption",
 ];
 
 /// Options that stand in `backend_config` or directly under `state:`, and are the host's.
@@ -63,6 +65,8 @@ pub struct StateSection {
     pub cache_size: usize,
     /// How many history records are kept of each pipeline; default 100, and 0 keeps none.
     pub history_keep: usize,
+    /// How records are encrypted; by default they are not.
+    pub encryption: Option<EncryptionSection>,
 }
 
 impl Default for StateSection {
@@ -80,6 +84,7 @@ impl Default for StateSection {
             backup_retention: Duration::from_secs(7 * 24 * 60 * 60),
             cache_size: 100,
             history_keep: 100,
+            encryption: None,
         }
     }
 }
@@ -99,6 +104,7 @@ impl fmt::Debug for StateSection {
             .field("backup_retention", &self.backup_retention)
             .field("cache_size", &self.cache_size)
             .field("history_keep", &self.history_keep)
+            .field("encryption", &self.encryption)
             .finish()
     }
 }
@@ -138,6 +144,8 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
         read.section.history_keep = keep;
     }
     read_intervals(&state, &mut read.section)?;
+    let keys = state.get("encryption").map(|node| encryption::read(shown, node)).transpose()?;
+    read.section.encryption = keys;
 
     let options = match &backend_config {
         Some(config) => section::entries(shown, "`backend_config`", config)?,

@@ -24,16 +24,35 @@ pub struct OperationCounters {
     latency: Histogram,
 }
 
+/// What the counters must know of an error: a compare-and-swap that found another version is no
+/// failure of the storage.
+pub trait Failure {
+    /// Whether somebody else wrote first.
+    fn is_conflict(&self) -> bool;
+}
+
+impl Failure for BackendError {
+    fn is_conflict(&self) -> bool {
+        self.kind() == ErrorKind::Conflict
+    }
+}
+
+impl Failure for crate::error::Error {
+    fn is_conflict(&self) -> bool {
+        self.kind() == crate::error::ErrorKind::Conflict
+    }
+}
+
 impl OperationCounters {
     /// Counts a call; `bytes` says how many the result moved.
     ///
     /// # Errors
     /// Those of the call.
-    pub fn observe<T>(
+    pub fn observe<T, E: Failure>(
         &self,
-        call: impl FnOnce() -> Result<T, BackendError>,
+        call: impl FnOnce() -> Result<T, E>,
         bytes: impl FnOnce(&T) -> usize,
-    ) -> Result<T, BackendError> {
+    ) -> Result<T, E> {
         let started = Instant::now();
         let result = call();
         self.latency.record(started.elapsed());
@@ -42,7 +61,7 @@ impl OperationCounters {
                 let moved = u64::try_from(bytes(done)).unwrap_or(u64::MAX);
                 self.bytes.fetch_add(moved, Ordering::Relaxed);
             }
-            Err(error) if error.kind() == ErrorKind::Conflict => {
+            Err(error) if error.is_conflict() => {
                 self.conflicts.fetch_add(1, Ordering::Relaxed);
             }
             Err(_) => {
@@ -191,7 +210,7 @@ mod tests {
     fn a_lost_swap_is_a_conflict_and_not_an_error() {
         let counters = OperationCounters::default();
         let bytes = |bytes: &usize| *bytes;
-        counters.observe(|| Ok(7), bytes).unwrap();
+        counters.observe(|| Ok::<_, BackendError>(7), bytes).unwrap();
         counters.observe(|| Err(BackendError::conflict(None)), bytes).unwrap_err();
         counters.observe(|| Err(BackendError::unavailable("away")), bytes).unwrap_err();
         let seen = counters.figures();
@@ -206,7 +225,7 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..1000 {
-                        counters.observe(|| Ok(3), |bytes| *bytes).unwrap();
+                        counters.observe(|| Ok::<_, BackendError>(3), |bytes| *bytes).unwrap();
                     }
                 });
             }

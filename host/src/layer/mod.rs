@@ -3,10 +3,13 @@
 //! Layers know bytes, keys and versions, never what a pipeline is. [`stack`] owns their order.
 
 mod cache;
+mod encryption;
 mod metrics;
 mod records;
 mod retry;
 mod seal;
+#[cfg(test)]
+mod sealed_tests;
 
 use std::sync::Arc;
 
@@ -15,10 +18,11 @@ use oxiflow_plugin_api::Storage;
 use crate::clock::Clock;
 
 pub use cache::Cache;
+pub use encryption::{Derivation, Encryption, KeySource, Keyring};
 pub use metrics::{Measured, Metrics, OperationCounters, StorageCounters};
 pub use records::{Kept, Record, Records};
 pub use retry::Retry;
-pub use seal::{FORMAT_VERSION, Header, seal, unseal};
+pub use seal::{ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION, Header, claimed_key, seal, unseal};
 
 /// Puts the layers on a backend, the one nearest to it first. `name` is that of the backend, for
 /// its figures; `cache_size` is how many records the cache holds.

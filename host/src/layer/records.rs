@@ -9,10 +9,17 @@ use oxiflow_plugin_api::{
 };
 
 use super::cache::Cache;
+use super::encryption::{Encryption, Keyring};
 use super::metrics::Metrics;
-use super::seal::{seal, unseal};
+use super::seal::{seal, seal_encrypted, unseal};
 use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result as HostResult};
 use crate::metrics::Figures;
+
+/// Where records with a salt are looked for before a new one is made, and how many are tried.
+const SALTED_PREFIXES: [&str; 2] = ["lease/", "state/"];
+const SALTED_RECORDS: usize = 32;
+const SALTS: usize = 4;
 
 /// A verified record.
 #[derive(Clone, Debug)]
@@ -41,6 +48,7 @@ pub struct Kept<T> {
 pub struct Records {
     storage: Arc<dyn Storage>,
     clock: Arc<dyn Clock>,
+    keyring: Option<Arc<Keyring>>,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
 }
@@ -54,7 +62,7 @@ impl Records {
         cache: Arc<Cache>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { storage, clock, cache, metrics }
+        Self { storage, clock, keyring: None, cache, metrics }
     }
 
     /// The counters of this process.
@@ -80,14 +88,44 @@ impl Records {
         self.storage.capabilities()
     }
 
-    /// Reads and verifies a record, past the cache; `None` when the key is absent.
+    /// The same records, encrypted with these keys when they are written.
+    #[must_use]
+    pub fn encrypted(mut self, keyring: Keyring) -> Self {
+        self.keyring = Some(Arc::new(keyring));
+        self
+    }
+
+    /// The keys that records are encrypted with; `None` when they are not.
+    #[must_use]
+    pub fn keyring(&self) -> Option<&Keyring> {
+        self.keyring.as_deref()
+    }
+
+    /// Reads and verifies a record; `None` when the key is absent.
     ///
     /// # Errors
-    /// `Corrupt` when the record does not verify; otherwise as the storage fails.
-    pub fn get(&self, call: &Call, key: &str) -> Result<Option<Record>, BackendError> {
+    /// `Corrupt` when the record does not verify; `Configuration` when it is sealed with a key
+    /// that is not configured, or not encrypted where that is enforced; otherwise as the storage
+    /// fails.
+    pub fn get(&self, call: &Call, key: &str) -> HostResult<Option<Record>> {
+        Ok(self.get_sealed(call, key)?.map(|(record, _)| record))
+    }
+
+    /// As [`get`](Self::get), with how the record is encrypted.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn get_sealed(
+        &self,
+        call: &Call,
+        key: &str,
+    ) -> HostResult<Option<(Record, Option<Encryption>)>> {
         self.metrics.logical.get.observe(
-            || self.storage.get(call, key)?.map(|entry| verify(key, entry)).transpose(),
-            |record| record.as_ref().map_or(0, |record| record.body.len()),
+            || {
+                let entry = self.storage.get(call, key)?;
+                entry.map(|entry| self.open(key, entry.value, entry.version)).transpose()
+            },
+            |found| found.as_ref().map_or(0, |(record, _)| record.body.len()),
         )
     }
 
@@ -97,17 +135,16 @@ impl Records {
     ///
     /// # Errors
     /// `Corrupt` when the record does not verify, and as `parse` and the storage fail.
-    pub fn read<T, E>(
+    pub fn read<T>(
         &self,
         call: &Call,
         key: &str,
-        parse: impl FnOnce(&Record) -> Result<T, E>,
-    ) -> Result<Option<Kept<T>>, E>
+        parse: impl FnOnce(&Record) -> HostResult<T>,
+    ) -> HostResult<Option<Kept<T>>>
     where
         T: Any + Send + Sync,
-        E: From<BackendError>,
     {
-        let found = self.metrics.logical.get.observe(
+        let found = self.metrics.logical.get.observe::<_, Error>(
             || {
                 let Some(entry) = self.storage.get(call, key)? else {
                     self.cache.remove(key);
@@ -115,7 +152,10 @@ impl Records {
                 };
                 match self.cache.get(key, &entry.version) {
                     Some(value) => Ok(Some(Found::Kept(value, entry.value.len()))),
-                    None => Ok(Some(Found::Read(verify(key, entry)?))),
+                    None => {
+                        let Entry { value, version } = entry;
+                        Ok(Some(Found::Read(self.open(key, value, version)?.0)))
+                    }
                 }
             },
             |found| match found {
@@ -135,6 +175,40 @@ impl Records {
         })
     }
 
+    fn open(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        version: Version,
+    ) -> HostResult<(Record, Option<Encryption>)> {
+        let (header, sealed) = unseal(key, &value)?;
+        let length = sealed.len();
+        let what = format!("the record of `{key}`");
+        let body = match (&header.encryption, &self.keyring) {
+            (Some(encryption), Some(keyring)) => {
+                keyring.open(&what, encryption, &header.context()?, sealed)?
+            }
+            (Some(encryption), None) => return Err(no_keys(&what, encryption)),
+            (None, Some(keyring)) if keyring.is_enforced() => return Err(not_encrypted(&what)),
+            (None, _) => {
+                let mut body = value;
+                body.drain(..body.len() - length);
+                body
+            }
+        };
+        let (schema, saved_at) = (header.schema, header.saved_at);
+        Ok((Record { schema, body, saved_at, version }, header.encryption))
+    }
+
+    /// Opens a record that was sealed with [`seal`](Self::seal) and is kept outside of the storage.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), without those of the storage.
+    pub fn unseal(&self, key: &str, record: Vec<u8>) -> HostResult<Vec<u8>> {
+        // Nothing is stored, so there is no version to expect.
+        Ok(self.open(key, record, Version::from(0))?.0.body)
+    }
+
     /// Seals and writes a body, and returns the version and the size of the record in bytes.
     ///
     /// # Errors
@@ -146,11 +220,85 @@ impl Records {
         schema: u32,
         body: &[u8],
         expected: &Expected,
-    ) -> Result<(Version, usize), BackendError> {
-        let record = seal(key, schema, body, self.clock.now())?;
+    ) -> HostResult<(Version, usize)> {
+        let record = self.seal(call, key, schema, body, self.clock.now())?;
         let put = || self.storage.put(call, key, &record, expected);
         let version = self.metrics.logical.put.observe(put, |_| record.len())?;
         Ok((version, record.len()))
+    }
+
+    /// Writes a record that was read, with its time, sealed with the current key.
+    ///
+    /// # Errors
+    /// `Conflict` when the record is no longer the one that was read; otherwise as the storage
+    /// fails.
+    pub fn reseal(&self, call: &Call, key: &str, record: &Record) -> HostResult<Version> {
+        let sealed = self.seal(call, key, record.schema, &record.body, record.saved_at)?;
+        // What replaces the only copy must be readable.
+        if self.unseal(key, sealed.clone())? != record.body {
+            let message = format!("the record of `{key}` does not come back from its seal");
+            return Err(Error::new(ErrorKind::Internal, message));
+        }
+        Ok(self.storage.put(call, key, &sealed, &Expected::Version(record.version))?)
+    }
+
+    /// Whether a record that is encrypted like this is sealed as a new one would be.
+    ///
+    /// # Errors
+    /// `Io` when there is no randomness for a salt.
+    pub fn is_current(&self, encryption: Option<&Encryption>) -> HostResult<bool> {
+        match &self.keyring {
+            Some(keyring) => keyring.is_current(encryption),
+            None => Ok(encryption.is_none()),
+        }
+    }
+
+    /// Makes a record without writing it.
+    ///
+    /// # Errors
+    /// As the storage fails, which may have to be searched for a salt.
+    pub fn seal(
+        &self,
+        call: &Call,
+        key: &str,
+        schema: u32,
+        body: &[u8],
+        saved_at: DateTime<Utc>,
+    ) -> HostResult<Vec<u8>> {
+        let Some(keyring) = &self.keyring else {
+            return Ok(seal(key, schema, body, saved_at)?);
+        };
+        if keyring.lacks_salt() {
+            self.find_salt(call)?;
+        }
+        seal_encrypted(key, schema, body, saved_at, &keyring.sealing_key()?)
+    }
+
+    /// Opens some records, so that the keyring learns the salt that is in use.
+    fn find_salt(&self, call: &Call) -> HostResult<()> {
+        let mut tried = Vec::new();
+        for prefix in SALTED_PREFIXES {
+            for row in self.storage.list(call, prefix, None, SALTED_RECORDS)? {
+                let Some(entry) = self.storage.get(call, &row.key)? else {
+                    continue;
+                };
+                // Whether records are whole is for those to find out who want to read them.
+                let header = unseal(&row.key, &entry.value).ok().map(|(header, _)| header);
+                let salted = header.and_then(|header| header.encryption?.derivation);
+                let Some(derivation) = salted.filter(|salt| !tried.contains(salt)) else {
+                    continue;
+                };
+                tried.push(derivation);
+                if let Err(error) = self.open(&row.key, entry.value, entry.version) {
+                    tracing::debug!(key = row.key, %error, "no salt to be had from this record");
+                }
+                let found = !self.keyring.as_ref().is_some_and(|keyring| keyring.lacks_salt());
+                if found || tried.len() >= SALTS {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Deletes a record.
@@ -197,11 +345,17 @@ enum Found<T> {
     Read(Record),
 }
 
-/// Verifies what was stored and takes the header off.
-fn verify(key: &str, entry: Entry) -> Result<Record, BackendError> {
-    let (header, body) = unseal(key, &entry.value)?;
-    let (schema, saved_at, length) = (header.schema, header.saved_at, body.len());
-    let mut body = entry.value;
-    body.drain(..body.len() - length);
-    Ok(Record { schema, body, saved_at, version: entry.version })
+fn no_keys(what: &str, encryption: &Encryption) -> Error {
+    let key_id = encryption.key_id.escape_default();
+    let message = format!("{what} is sealed with key `{key_id}`, and no key is configured");
+    Error::new(ErrorKind::Configuration, message)
+        .hint("name the key under `state.encryption` in oxiflow.yaml")
+}
+
+fn not_encrypted(what: &str) -> Error {
+    let message = format!("{what} is not encrypted, and `state.encryption.enforced` is true");
+    Error::new(ErrorKind::Configuration, message).hint(
+        "find out who wrote it; to encrypt what was kept before encryption, set `enforced: false` \
+         and run `oxide_flow state rekey`",
+    )
 }

@@ -9,6 +9,9 @@
 //! hand; `check` is the first half of the sha256 of the header line up to `,"check"`. Together
 //! they cover every byte. The header names the key, so a record copied under another name is found
 //! out. A record that does not verify is corrupt, never absent.
+//!
+//! An encrypted record has form 2 and an `encryption` field in its header; `bytes` and `sha256`
+//! are then those of the encrypted body. Programs that only know form 1 refuse it as newer.
 
 use std::fmt::Write as _;
 
@@ -17,8 +20,14 @@ use oxiflow_plugin_api::{BackendError, ErrorKind};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// The version of the record's form that this oxide_flow writes.
+use super::encryption::{Encryption, SealingKey};
+use crate::error::{Error, ErrorKind as HostErrorKind, Result as HostResult};
+
+/// The version of the form of a record that is not encrypted.
 pub const FORMAT_VERSION: u32 = 1;
+
+/// The version of the form of an encrypted record, which is the newest that is read.
+pub const ENCRYPTED_FORMAT_VERSION: u32 = 2;
 
 const CHECK_FIELD: &str = ",\"check\":\"";
 const CHECK_DIGITS: usize = 32;
@@ -41,6 +50,24 @@ pub struct Header {
     pub sha256: String,
     /// When the record was written.
     pub saved_at: DateTime<Utc>,
+    /// How the body is encrypted; absent when it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+}
+
+impl Header {
+    /// What an encrypted body is bound to: everything that says what the record is.
+    ///
+    /// # Errors
+    /// `Internal` when it cannot be written as JSON.
+    pub(super) fn context(&self) -> HostResult<Vec<u8>> {
+        let bound =
+            (self.format, &self.key, &self.codec, self.schema, self.saved_at, &self.encryption);
+        serde_json::to_vec(&bound).map_err(|error| {
+            Error::new(HostErrorKind::Internal, "cannot write what a record is bound to")
+                .because(error)
+        })
+    }
 }
 
 /// Makes a record of a JSON body.
@@ -61,8 +88,41 @@ pub fn seal(
         bytes: body.len(),
         sha256: hex(&Sha256::digest(body)),
         saved_at,
+        encryption: None,
     };
-    let mut record = serde_json::to_vec(&header)
+    join(&header, body)
+}
+
+/// Makes a record of a JSON body that only who has the key can read.
+///
+/// # Errors
+/// `Io` when there is no randomness for a nonce, `Internal` when the header cannot be written.
+pub(super) fn seal_encrypted(
+    key: &str,
+    schema: u32,
+    body: &[u8],
+    saved_at: DateTime<Utc>,
+    with: &SealingKey,
+) -> HostResult<Vec<u8>> {
+    let encryption = with.next()?;
+    let mut header = Header {
+        format: ENCRYPTED_FORMAT_VERSION,
+        key: key.to_owned(),
+        codec: "json".to_owned(),
+        schema,
+        bytes: 0,
+        sha256: String::new(),
+        saved_at,
+        encryption: Some(encryption.clone()),
+    };
+    let body = with.encrypt(&encryption, &header.context()?, body)?;
+    header.bytes = body.len();
+    header.sha256 = hex(&Sha256::digest(&body));
+    Ok(join(&header, &body)?)
+}
+
+fn join(header: &Header, body: &[u8]) -> Result<Vec<u8>, BackendError> {
+    let mut record = serde_json::to_vec(header)
         .map_err(|error| BackendError::internal(format!("cannot write the header: {error}")))?;
     record.pop();
     let check = hex(&Sha256::digest(&record));
@@ -73,7 +133,7 @@ pub fn seal(
     Ok(record)
 }
 
-/// Verifies a record and gives its header and body.
+/// Verifies a record and gives its header and body, encrypted if the header says so.
 ///
 /// # Errors
 /// `Corrupt` when a byte of it is not as it was written or it belongs to another key;
@@ -96,9 +156,10 @@ pub fn unseal<'a>(key: &str, record: &'a [u8]) -> Result<(Header, &'a [u8]), Bac
     let json = format!("{fields}}}");
     let format: Format = serde_json::from_str(&json)
         .map_err(|error| corrupt(&format!("has a header that is not as it should be: {error}")))?;
-    if format.oxiflow > FORMAT_VERSION {
+    if format.oxiflow > ENCRYPTED_FORMAT_VERSION {
         let message = format!(
-            "the record of `{key}` has form {}, this oxide_flow reads up to {FORMAT_VERSION}: \
+            "the record of `{key}` has form {}, this oxide_flow reads up to \
+             {ENCRYPTED_FORMAT_VERSION}: \
              a newer version wrote it",
             format.oxiflow
         );
@@ -106,6 +167,9 @@ pub fn unseal<'a>(key: &str, record: &'a [u8]) -> Result<(Header, &'a [u8]), Bac
     }
     let header: Header = serde_json::from_str(&json)
         .map_err(|error| corrupt(&format!("has a header that is not as it should be: {error}")))?;
+    if header.encryption.is_some() != (header.format == ENCRYPTED_FORMAT_VERSION) {
+        return Err(corrupt("does not have the fields of its form"));
+    }
     if header.key != key {
         return Err(corrupt(&format!("is that of `{}`", header.key)));
     }
@@ -117,6 +181,17 @@ pub fn unseal<'a>(key: &str, record: &'a [u8]) -> Result<(Header, &'a [u8]), Bac
         return Err(corrupt("has a body that fails its checksum"));
     }
     Ok((header, body))
+}
+
+/// The key that a record says it was written under; nothing of the record is verified.
+#[must_use]
+pub fn claimed_key(record: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Claim {
+        key: String,
+    }
+    let line = record.split(|byte| *byte == b'\n').next()?;
+    serde_json::from_slice(line).ok().map(|claim: Claim| claim.key)
 }
 
 /// Enough of a header to tell whether the rest can be understood.

@@ -10,16 +10,20 @@ mod discovery;
 mod loader;
 mod logging;
 mod options;
+mod secrets;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oxiflow_plugin_api::{BackendError, Capabilities, Description, Storage};
 use serde_json::{Map, Value};
+use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorKind, Result};
 
 pub use discovery::{Found, LIBRARY_PREFIX, LIBRARY_SUFFIX, SearchPath};
 pub use options::OptionProblem;
+pub use secrets::is_secret_option;
 
 /// A loaded plugin. It stays loaded for the life of the process.
 pub struct Plugin {
@@ -111,8 +115,10 @@ impl Plugin {
         options: &Map<String, Value>,
         base_dir: &Path,
     ) -> std::result::Result<Box<dyn Storage>, BackendError> {
-        let config = Value::Object(options.clone()).to_string();
-        let host = logging::host(&self.description.name, base_dir);
-        self.library.open(host, config.as_bytes())
+        let config = Zeroizing::new(Value::Object(options.clone()).to_string());
+        let secrets = Arc::new(secrets::of(self.description.config_schema.as_ref(), options));
+        let host = logging::host(&self.description.name, base_dir, Arc::clone(&secrets));
+        let opened = self.library.open(host, config.as_bytes());
+        secrets::keep(opened, secrets)
     }
 }

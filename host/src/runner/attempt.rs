@@ -21,6 +21,7 @@ use super::steps::{Runner, step_state};
 use crate::config::{Command, Step};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ErrorType, Progress, StepState};
+use crate::redact::{Redactor, looks_secret};
 
 /// How long a step that was asked to end may take before it is killed.
 const GRACE: Duration = Duration::from_secs(10);
@@ -64,6 +65,7 @@ pub(super) fn follow(
         arguments: arguments(&step.run)?,
         folder: runner.parts.project_dir,
         environment: &environment,
+        hidden: &runner.parts.hidden_variables,
     };
     let before = step_state(run, step)?;
     let (records_at_start, time_at_start) = (handled(before), before.processing_time_ms);
@@ -130,7 +132,8 @@ impl Following<'_, '_> {
                 Some(Event::Stop(_)) => self.process.kill(),
                 Some(Event::Lost(reason)) => {
                     self.process.kill();
-                    return Err(reason.to_error(&run.state().pipeline_id));
+                    let error = reason.to_error(&run.state().pipeline_id);
+                    return Err(run.rescue(error));
                 }
                 None => {}
             }
@@ -287,6 +290,7 @@ impl Following<'_, '_> {
         }
         let (kind, message) = self.describe(status);
         let context = Vec::from(std::mem::take(&mut self.stderr)).join("\n");
+        let context = secrets_of(self.runner, self.step).redact(&context);
         AttemptEnd::Failed(Failure { kind, message, context })
     }
 
@@ -352,6 +356,13 @@ fn step_environment(
     }
     environment.extend(own.map(|(name, value)| (name.to_owned(), value.into())));
     Ok(environment)
+}
+
+/// What must not be kept of a step's output: values of variables that look like secrets.
+fn secrets_of(runner: &Runner<'_>, step: &Step) -> Redactor {
+    let variables = runner.parts.environment.iter().chain(&step.environment);
+    let secret = variables.filter(|(name, _)| looks_secret(name));
+    Redactor::new(secret.map(|(_, value)| value.as_str()))
 }
 
 fn arguments(command: &Command) -> Result<Vec<OsString>> {

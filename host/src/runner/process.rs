@@ -61,6 +61,8 @@ pub(super) struct ProcessSpec<'a> {
     pub(super) arguments: Vec<OsString>,
     pub(super) folder: &'a Path,
     pub(super) environment: &'a BTreeMap<String, OsString>,
+    /// Variables of this process that are none of the step's business.
+    pub(super) hidden: &'a [String],
 }
 
 /// The runner's end of the pipe to the supervisor of the step under way, if one is.
@@ -114,7 +116,11 @@ impl StepProcess {
             .map_err(|error| failed("no pipe for its progress", error.into()))?;
         rustix::io::fcntl_setfd(&progress_writer, FdFlags::empty())
             .map_err(|error| failed("no pipe for its progress", error.into()))?;
-        let mut child = Command::new(spec.supervisor)
+        let mut command = Command::new(spec.supervisor);
+        for variable in spec.hidden {
+            command.env_remove(variable);
+        }
+        let mut child = command
             .arg(supervisor::COMMAND)
             .arg(supervisor::lease_argument(spec.lease_ttl, spec.lease_age))
             .args(&spec.arguments)

@@ -5,6 +5,7 @@
 //! conflicts at its next save, however long it was suspended (fencing).
 
 use std::collections::HashSet;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +14,12 @@ use oxiflow_plugin_api::{Expected, Version};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::{self, Event};
-use crate::lease::{Acquire, HeldLease, LeaseEvent, Takeover, acquire};
+use crate::lease::{Acquire, HeldLease, LeaseEvent, LostReason, Takeover, acquire};
 use crate::model::{
     ErrorRecord, ErrorType, Extra, HistoryKind, Holder, Lease, PipelineName, PipelineState,
     PipelineStatus, RequestKind, StepState,
 };
-use crate::recovery;
+use crate::recovery::{self, Rescued, write_rescue_file};
 use crate::store::StateStore;
 
 /// What a run needs to begin.
@@ -77,7 +78,12 @@ pub struct Run {
     saved: Duration,
     dirty: bool,
     history_keep: usize,
+    rescue_folders: Vec<PathBuf>,
+    make_room: Option<Box<MakeRoom>>,
 }
+
+/// Makes room in a store that is full, such as by removing what retention no longer asks for.
+pub type MakeRoom = dyn Fn(&StateStore, &PipelineName) -> Result<()> + Send;
 
 impl Run {
     /// Acquires the lease, takes the state on, and starts the heartbeat.
@@ -131,6 +137,8 @@ impl Run {
                     saved: clock.monotonic(),
                     dirty: false,
                     history_keep: request.history_keep,
+                    rescue_folders: Vec::new(),
+                    make_room: None,
                 };
                 if request.fresh && begin == Begin::New {
                     run.record_history(HistoryKind::FreshStart, "started over with --fresh");
@@ -144,6 +152,16 @@ impl Run {
                 Err(error)
             }
         }
+    }
+
+    /// Names the folders, the best first, for a state that cannot be saved. Without any it is lost.
+    pub fn rescue_into(&mut self, folders: Vec<PathBuf>) {
+        self.rescue_folders = folders;
+    }
+
+    /// Says how room is made when the store is full, before a save is tried once more.
+    pub fn make_room_with(&mut self, make_room: Box<MakeRoom>) {
+        self.make_room = Some(make_room);
     }
 
     /// The state in memory.
@@ -162,10 +180,15 @@ impl Run {
     ///
     /// # Errors
     /// `Fenced` when another worker took the pipeline over: stop at once. Otherwise as the store
-    /// fails; the change is then in memory, and the next save includes it.
+    /// fails; the change is then in memory and in the rescue file that the error names.
     pub fn checkpoint(&mut self, change: impl FnOnce(&mut PipelineState)) -> Result<()> {
         self.update(change);
-        self.save()
+        match self.save() {
+            Err(error) if error.is_retryable() => {}
+            result => return result,
+        }
+        // The end of a step does not come again, so a store that is away gets a second chance.
+        self.save().map_err(|error| if error.is_retryable() { self.rescue(error) } else { error })
     }
 
     /// How long the lease lasts after each renewal.
@@ -203,8 +226,58 @@ impl Run {
     /// Makes the state durable as it is.
     ///
     /// # Errors
-    /// As [`checkpoint`](Self::checkpoint).
+    /// As [`checkpoint`](Self::checkpoint), but a failure that may pass by itself (see
+    /// [`Error::is_retryable`]) leaves no rescue file.
     pub fn save(&mut self) -> Result<()> {
+        let error = match self.save_once() {
+            Err(error) if error.kind() == ErrorKind::NoSpace => error,
+            Err(error) if error.is_retryable() => return Err(error),
+            Err(error) => return Err(self.rescue(error)),
+            Ok(()) => return Ok(()),
+        };
+        tracing::warn!(error = crate::error::chain(&error), "the store is full; trying once more");
+        if let Some(make_room) = &self.make_room
+            && let Err(error) = make_room(&self.store, &self.state.pipeline_id)
+        {
+            tracing::warn!(error = crate::error::chain(&error), "cannot make room");
+        }
+        self.save_once().map_err(|error| self.rescue(error))
+    }
+
+    /// Writes what is not saved to a rescue file, unless somebody else has the pipeline by now, and
+    /// returns the error with what became of it.
+    #[must_use]
+    pub fn rescue(&mut self, error: Error) -> Error {
+        let others = matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Fenced);
+        let expired =
+            matches!(self.lease.as_ref().and_then(HeldLease::lost), Some(LostReason::Expired(_)));
+        if !self.dirty || self.rescue_folders.is_empty() || (others && !expired) {
+            return error;
+        }
+        let cause = crate::error::chain(&error);
+        let rescued = Rescued::new(&self.state, &self.version, cause, self.clock.now());
+        match write_rescue_file(&self.store, &rescued, &self.rescue_folders) {
+            Ok(file) => {
+                // One file is enough; there is nothing newer to rescue.
+                self.dirty = false;
+                let command = format!("`oxide_flow state push {}`", file.display());
+                let remedy = match error.kind() {
+                    ErrorKind::NoSpace => "make room, then put it back with",
+                    _ => "when the store is well again, put it back with",
+                };
+                let kind = error.kind();
+                Error::new(kind, format!("the unsaved state is kept in {}", file.display()))
+                    .because(error)
+                    .hint(format!("{remedy} {command}, and run the pipeline again"))
+            }
+            Err(failed) => {
+                let cause = crate::error::chain(&failed);
+                error.while_doing(format!("the unsaved state is lost, it cannot be kept: {cause}"))
+            }
+        }
+    }
+
+    fn save_once(&mut self) -> Result<()> {
         if let Some(lost) = self.lease.as_ref().and_then(HeldLease::lost) {
             return Err(lost.to_error(&self.state.pipeline_id));
         }
@@ -326,6 +399,12 @@ fn ending(state: &PipelineState) -> String {
         (PipelineStatus::Paused, _) => "stopped before its end".to_owned(),
         (status, _) => status.as_str().to_owned(),
     }
+}
+
+/// Where the unsaved states of a project are kept: in it, or with all temporary files.
+#[must_use]
+pub fn rescue_folders(project_dir: &Path) -> Vec<PathBuf> {
+    vec![project_dir.join(".oxiflow/rescue"), std::env::temp_dir()]
 }
 
 /// Writes the state under the new epoch, before anything else is done with the pipeline. A worker

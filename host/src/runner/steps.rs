@@ -14,7 +14,7 @@ use super::attempt::{self, AttemptEnd};
 use super::events::{Event, Outcome, RunEvent, RunObserver, StopCause, Stopper};
 use super::orphans::end_processes_of;
 use super::process::Control;
-use super::session::{Begun, Run, RunRequest};
+use super::session::{Begun, Run, RunRequest, rescue_folders};
 use crate::clock::Clock;
 use crate::config::{Pipeline, Step};
 use crate::error::{Error, ErrorKind, Result};
@@ -45,6 +45,8 @@ pub struct RunnerParts<'a> {
     pub project_dir: &'a Path,
     /// What every step's environment gets.
     pub environment: &'a BTreeMap<String, String>,
+    /// Variables of this process that steps do not inherit.
+    pub hidden_variables: Vec<String>,
     /// How often progress is made durable.
     pub checkpoint_interval: Duration,
     /// The oxide_flow program, which supervises the steps.
@@ -96,6 +98,7 @@ impl<'a> Runner<'a> {
                 sender.send(event).unwrap_or_default();
             },
         )?;
+        run.rescue_into(rescue_folders(self.parts.project_dir));
         self.parts.observer.event(RunEvent::Began(&begin, run.state()));
         self.warn_of_removed_steps(&run);
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use oxiflow_plugin_api::{BackendError, Call, Expected, Version};
+use oxiflow_plugin_api::{Call, Expected, Version};
 
 use super::{OPERATION_TIMEOUT, PAGE, StateStore, keys};
 use crate::error::{Error, ErrorKind, Result};
@@ -119,7 +119,7 @@ impl StateStore {
         let written = self.records.put(&call(), &key, 1, &body, &Expected::Absent);
         let put = started.elapsed();
         if let Err(error) = written {
-            let unknown = error.kind() == oxiflow_plugin_api::ErrorKind::OutcomeUnknown;
+            let unknown = error.kind() == ErrorKind::OutcomeUnknown;
             if unknown && let Err(removal) = self.records.delete(&call(), &key, &Expected::Any) {
                 tracing::warn!(key, %removal, "a record of the health check may be left");
             }
@@ -170,7 +170,7 @@ impl StateStore {
         let pages = plan.operations.div_ceil(RECORDS_PER_LIST);
         benchmark.list = phase(&mut versions[..pages], &|call, index, _| {
             let after = key(index * RECORDS_PER_LIST);
-            records.list(call, prefix, Some(&after), LISTED).map(drop)
+            Ok(records.list(call, prefix, Some(&after), LISTED).map(drop)?)
         })?;
         Ok(())
     }
@@ -210,7 +210,7 @@ impl StateStore {
 }
 
 /// One operation on the record of this number, which is at this version.
-type Work<'a> = &'a (dyn Fn(&Call, usize, &mut Option<Version>) -> Result<(), BackendError> + Sync);
+type Work<'a> = &'a (dyn Fn(&Call, usize, &mut Option<Version>) -> Result<()> + Sync);
 
 /// Works on all records, an equal part of them in each thread, until done, stopped or failed.
 fn in_threads(
@@ -247,11 +247,13 @@ fn in_threads(
             let workers: Vec<_> =
                 parts.map(|(n, slice)| scope.spawn(move || run(n * part, slice))).collect();
             results.extend(workers.into_iter().map(|worker| {
-                worker.join().unwrap_or_else(|_| Err(BackendError::internal("a thread panicked")))
+                worker.join().unwrap_or_else(|_| {
+                    Err(Error::new(ErrorKind::Internal, "a thread of the benchmark panicked"))
+                })
             }));
         });
     }
-    results.into_iter().collect::<Result<(), _>>()?;
+    results.into_iter().collect::<Result<()>>()?;
     Ok(Phase { latency: histogram.distribution(), elapsed: started.elapsed() })
 }
 
@@ -276,8 +278,8 @@ fn is_leftover(key: &str, now: DateTime<Utc>) -> bool {
     began.is_some_and(|began| now - began > LEFTOVER_AGE)
 }
 
-fn doing(what: &'static str) -> impl Fn(BackendError) -> Error {
-    move |error| Error::from(error).while_doing(format!("a record cannot be {what}"))
+fn doing<E: Into<Error>>(what: &'static str) -> impl Fn(E) -> Error {
+    move |error| error.into().while_doing(format!("a record cannot be {what}"))
 }
 
 #[cfg(test)]
@@ -285,7 +287,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::sync::{Arc, Mutex};
 
-    use oxiflow_plugin_api::{Capabilities, Entry, Health, Listed, Storage};
+    use oxiflow_plugin_api::{BackendError, Capabilities, Entry, Health, Listed, Storage};
 
     use super::*;
     use crate::clock::SystemClock;
@@ -386,7 +388,7 @@ mod tests {
     fn a_failure_in_one_thread_ends_the_others_and_is_told() {
         let mut versions = vec![None; 1000];
         let work = |_: &Call, index: usize, _: &mut Option<Version>| match index {
-            300 => Err(BackendError::unavailable("away")),
+            300 => Err(BackendError::unavailable("away").into()),
             _ => Ok(()),
         };
         let error = in_threads(4, &mut versions, &AtomicBool::new(false), &work).unwrap_err();

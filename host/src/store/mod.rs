@@ -7,6 +7,7 @@ mod benchmark;
 mod history;
 mod keys;
 mod observe;
+mod sealing;
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ use crate::model::{Backup, Lease, PipelineName, PipelineState, SCHEMA_VERSION, s
 
 pub use benchmark::{Benchmark, BenchmarkPlan, Phase, RoundTrip};
 pub use observe::{Inventory, Stored};
+pub use sealing::{RescueEnvelope, Sealed};
 
 /// How long one operation on the store may take, with its retries.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -174,9 +176,7 @@ impl StateStore {
         self.records
             .put(&Call::within(timeout), &keys::lease(pipeline), AUXILIARY_SCHEMA, &body, expected)
             .map(|(version, _)| version)
-            .map_err(|error| {
-                Error::from(error).while_doing(format!("cannot write the lease of `{pipeline}`"))
-            })
+            .map_err(|error| error.while_doing(format!("cannot write the lease of `{pipeline}`")))
     }
 
     /// Changes the lease of a pipeline, again and again until nobody came in between. `change`
@@ -283,7 +283,7 @@ impl StateStore {
         expected: &Expected,
     ) -> Result<(Version, usize)> {
         let body = self.body_of(value)?;
-        Ok(self.records.put(&Call::within(OPERATION_TIMEOUT), key, schema, &body, expected)?)
+        self.records.put(&Call::within(OPERATION_TIMEOUT), key, schema, &body, expected)
     }
 
     fn names(&self, prefix: &str, what: &str) -> Result<Vec<PipelineName>> {

@@ -14,7 +14,7 @@ use signal_hook::low_level::signal_name;
 
 use crate::cli::ui::Ui;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plugin::Plugin;
+use crate::plugin::{Plugin, is_secret_option};
 
 /// How long loading a plugin may take.
 const LOAD_LIMIT: Duration = Duration::from_secs(10);
@@ -164,10 +164,11 @@ fn show(inspected: &Inspected, json: bool, ui: &Ui) -> Result<ExitCode> {
             other => other.to_string(),
         };
         let rows = properties.iter().map(|(name, property)| {
+            let secret = is_secret_option(property);
             vec![
                 name.clone(),
-                text(&property["type"]),
-                text(&property["default"]),
+                text(&property["type"]) + if secret { " (secret)" } else { "" },
+                if secret { String::new() } else { text(&property["default"]) },
                 text(&property["description"]),
             ]
         });

@@ -10,7 +10,9 @@ mod history;
 mod import;
 mod list;
 mod lock;
+mod push;
 mod reference;
+mod rekey;
 mod rollback;
 mod show;
 mod unlock;
@@ -58,6 +60,8 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
         StateCommand::ClearCache { pipeline, wait, json } => {
             clear_cache::run(&app, pipeline.as_ref(), *wait, *json, ui)
         }
+        StateCommand::Rekey(args) => rekey::run(&app, args, ui),
+        StateCommand::Push(args) => push::run(&app, args, ui),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Whole files in, configuration or error out.
 
+mod encryption;
 mod pipelines;
 mod project_file;
 mod state_section;

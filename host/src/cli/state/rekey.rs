@@ -1,0 +1,112 @@
+//! `oxide_flow state rekey`: seals every record again with the current key.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::app::App;
+use crate::cli::args::RekeyArgs;
+use crate::cli::exit;
+use crate::cli::ui::{Ui, number_of};
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::recovery::{RekeyPlan, Rekeyed, plan_rekey, rekey};
+
+#[derive(Serialize)]
+struct Report {
+    dry_run: bool,
+    /// Records that are, or were, sealed otherwise than new ones.
+    stale: usize,
+    rewritten: usize,
+    current: usize,
+    held: Vec<Held>,
+    failed: Vec<Failed>,
+}
+
+#[derive(Serialize)]
+struct Held {
+    key: String,
+    worker_id: String,
+}
+
+#[derive(Serialize)]
+struct Failed {
+    key: String,
+    error: String,
+}
+
+pub(super) fn run(app: &App, args: &RekeyArgs, ui: &Ui) -> Result<ExitCode> {
+    let plan = plan_rekey(&app.store, app.clock.as_ref())?;
+    let stale = plan.stale.len();
+    if args.dry_run {
+        for key in plan.stale.iter().filter(|_| !args.json) {
+            ui.line(key);
+        }
+        let RekeyPlan { current, held, failed, .. } = plan;
+        return tell(args, ui, stale, Rekeyed { rewritten: 0, current, held, failed });
+    }
+    if stale > 0 && !args.yes {
+        let records = records(stale);
+        ui.aside(&format!("this seals {records} again with the current key"));
+        match ui.confirm(&format!("Rewrite {records}?")) {
+            Some(true) => {}
+            Some(false) => return Err(Error::new(ErrorKind::Usage, "nothing was changed")),
+            None => {
+                let message = "nobody is there to confirm; nothing was changed";
+                return Err(
+                    Error::new(ErrorKind::Usage, message).hint("repeat the command with `--yes`")
+                );
+            }
+        }
+    }
+    let done = rekey(&app.store, &app.clock, plan, &mut |key| {
+        tracing::info!(target: "oxide_flow::state", key, "record looked at");
+    });
+    tell(args, ui, stale, done)
+}
+
+fn records(number: usize) -> String {
+    number_of(number as u64, "record")
+}
+
+fn tell(args: &RekeyArgs, ui: &Ui, stale: usize, done: Rekeyed) -> Result<ExitCode> {
+    let Rekeyed { rewritten, current, held, failed } = done;
+    for (key, worker) in &held {
+        ui.note(&format!(
+            "left `{key}` as it is: worker `{worker}` relies on it and writes it again itself; \
+             repeat the command when it has ended"
+        ));
+    }
+    for (key, error) in &failed {
+        ui.warning(&format!("`{key}` is left as it is: {}", chain(error)));
+    }
+    if args.dry_run {
+        ui.aside(&format!(
+            "would rewrite {}; {} sealed with the current key",
+            records(stale),
+            records(current)
+        ));
+    } else {
+        ui.aside(&format!("rewrote {}; {} needed nothing", records(rewritten), records(current)));
+    }
+    // The gravest of them decides how the command ends.
+    let failure = failed
+        .iter()
+        .find(|(_, error)| error.kind() == ErrorKind::Corrupt)
+        .or_else(|| failed.first())
+        .map(|(_, error)| exit::of(error));
+    if args.json {
+        let report = Report {
+            dry_run: args.dry_run,
+            stale,
+            rewritten,
+            current,
+            held: held.into_iter().map(|(key, worker_id)| Held { key, worker_id }).collect(),
+            failed: failed
+                .iter()
+                .map(|(key, error)| Failed { key: key.clone(), error: chain(error) })
+                .collect(),
+        };
+        ui.json("state-rekey", &report)?;
+    }
+    Ok(failure.unwrap_or(ExitCode::SUCCESS))
+}

@@ -1,0 +1,246 @@
+//! States that could not be saved: kept in a file, and put back from it.
+//!
+//! A rescue file is a sealed record under a name that no storage has, so it is checked and, if the
+//! store is, encrypted like any other. It names the version that the state was based on; it goes
+//! back only where that version still is, so it never hides what others wrote meanwhile.
+
+use std::fs::{DirBuilder, File};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use oxiflow_plugin_api::{Expected, Version};
+use serde::{Deserialize, Serialize};
+
+use super::back_up;
+use crate::clock::Clock;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::{Acquire, HeldLease, acquire, this_process};
+use crate::model::{PipelineName, PipelineState, PipelineStatus};
+use crate::store::{StateStore, Versioned};
+
+/// How long the lease of a push lasts; it is released right after.
+const LEASE_TTL: Duration = Duration::from_secs(30);
+
+/// A state that could not be saved.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rescued {
+    /// The version of the record that the state was to replace, in hexadecimal.
+    pub based_on: String,
+    /// The `version` of the state in that record: how often it had been saved.
+    pub based_on_save: u64,
+    /// Why it could not be saved.
+    pub cause: String,
+    /// When it was rescued.
+    pub rescued_at: DateTime<Utc>,
+    /// The state.
+    pub state: PipelineState,
+}
+
+impl Rescued {
+    /// A state that was to replace the record of this version.
+    #[must_use]
+    pub fn new(
+        state: &PipelineState,
+        based_on: &Version,
+        cause: String,
+        now: DateTime<Utc>,
+    ) -> Self {
+        let bytes = based_on.as_bytes();
+        Self {
+            based_on: bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            based_on_save: state.version,
+            cause,
+            rescued_at: now,
+            state: state.clone(),
+        }
+    }
+
+    /// Whether a stored state is the one that this one was to replace. A record that was only
+    /// sealed again has another version and is the same save of the same run.
+    #[must_use]
+    pub fn follows(&self, stored: &Versioned<PipelineState>) -> bool {
+        let version = stored.version.as_bytes();
+        let same_record =
+            self.based_on == version.iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let state = &stored.value;
+        let same_save = (&state.run_id, state.version, state.epoch)
+            == (&self.state.run_id, self.based_on_save, self.state.epoch);
+        same_record || same_save
+    }
+}
+
+/// Writes a rescue file into the first of these folders that takes it, for its owner only, and
+/// returns its path.
+///
+/// # Errors
+/// `Io` when no folder takes it, with the reason of the last.
+pub fn write_rescue_file(
+    store: &StateStore,
+    rescued: &Rescued,
+    folders: &[PathBuf],
+) -> Result<PathBuf> {
+    let pipeline = &rescued.state.pipeline_id;
+    let body = serde_json::to_vec(rescued).map_err(|error| {
+        Error::new(ErrorKind::Internal, "cannot write a state as JSON").because(error)
+    })?;
+    let sealed =
+        store.seal_rescued(pipeline, &[&body, b"\n".as_slice()].concat(), rescued.rescued_at)?;
+    let unique = ulid::Ulid::generate().to_string().to_lowercase();
+    let time = rescued.rescued_at.format("%Y%m%dT%H%M%SZ");
+    let name = format!("{pipeline}-{time}-{}.oxiflow", &unique[unique.len() - 6..]);
+    let mut failure = Error::new(ErrorKind::Io, "there is no folder for rescued states");
+    for folder in folders {
+        let file = folder.join(&name);
+        match write_file(folder, &file, &sealed) {
+            Ok(()) => return Ok(file),
+            Err(error) => {
+                let message = format!("cannot write {}", file.display());
+                failure = Error::new(ErrorKind::Io, message).because(error);
+                tracing::debug!(error = crate::error::chain(&failure), "trying the next folder");
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// The file is whole and on the disk, or not there.
+fn write_file(folder: &Path, file: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let mut options = File::options();
+    let mut out = options.write(true).create_new(true).mode(0o600).open(file)?;
+    let written = out.write_all(bytes).and_then(|()| out.sync_all());
+    let written = written.and_then(|()| File::open(folder)?.sync_all());
+    if written.is_err()
+        && let Err(error) = std::fs::remove_file(file)
+    {
+        tracing::debug!(%error, "cannot remove what was written of a rescue file");
+    }
+    written
+}
+
+/// Reads what [`write_rescue_file`] wrote.
+///
+/// # Errors
+/// `Invalid` when it is no rescue file, `Corrupt` when it is damaged, `Configuration` when it is
+/// sealed with a key that is not configured.
+pub fn read_rescue_file(store: &StateStore, bytes: Vec<u8>) -> Result<Rescued> {
+    let envelope = store.open_rescued(bytes)?;
+    let rescued: Rescued = serde_json::from_slice(&envelope.body).map_err(|error| {
+        Error::new(ErrorKind::Corrupt, "it is whole, but no rescued state").because(error)
+    })?;
+    if rescued.state.pipeline_id != envelope.pipeline {
+        let message = format!("it is the state of pipeline `{}`", rescued.state.pipeline_id);
+        return Err(Error::new(ErrorKind::Corrupt, message));
+    }
+    Ok(rescued)
+}
+
+/// What a push did.
+#[derive(Debug)]
+pub struct Pushed {
+    /// The state as it is stored now.
+    pub state: PipelineState,
+    /// The backup of a state that was replaced though it was another than the rescued one is
+    /// based on.
+    pub backup_id: Option<String>,
+}
+
+/// Stores a rescued state under the lease of its pipeline. `force` replaces also a state that it is
+/// not based on, after a backup.
+///
+/// # Errors
+/// `LeaseHeld` when a live worker is on the pipeline, `Conflict` when another state is stored than
+/// the one that was to be replaced; otherwise as the store fails. Nothing is written then.
+pub fn push(
+    store: &StateStore,
+    clock: &Arc<dyn Clock>,
+    rescued: &Rescued,
+    force: bool,
+) -> Result<Pushed> {
+    let pipeline = &rescued.state.pipeline_id;
+    // Before the lease is taken, so that a refusal leaves nothing behind.
+    let stored = store.load_state(pipeline)?;
+    check_base(rescued, stored.as_ref(), force)?;
+    let stored_epoch = stored.map_or(0, |stored| stored.value.epoch);
+    let acquired = acquire(
+        store,
+        clock.as_ref(),
+        &mut Acquire {
+            pipeline,
+            holder: &this_process()?,
+            purpose: "push",
+            ttl: LEASE_TTL,
+            wait: Duration::ZERO,
+            epoch_floor: stored_epoch.max(rescued.state.epoch),
+            on_wait: &mut |_| {},
+        },
+    )?;
+    let epoch = acquired.lease.value.epoch;
+    let on_event = |event| tracing::debug!(?event, "during push");
+    let interval = LEASE_TTL / 3;
+    let lease =
+        HeldLease::start(store.clone(), Arc::clone(clock), acquired.lease, interval, on_event)?;
+    let written = replace(store, clock.as_ref(), rescued, force, epoch);
+    let released = lease.release();
+    let pushed = written?;
+    released?;
+    Ok(pushed)
+}
+
+fn replace(
+    store: &StateStore,
+    clock: &dyn Clock,
+    rescued: &Rescued,
+    force: bool,
+    epoch: u64,
+) -> Result<Pushed> {
+    // Read again under the lease: what is checked is what is replaced.
+    let stored = store.load_state(&rescued.state.pipeline_id)?;
+    let fits = check_base(rescued, stored.as_ref(), force)?;
+    let backup_id = match stored.as_ref().filter(|_| !fits) {
+        Some(stored) => Some(back_up(store, clock, &stored.value, "before push")?),
+        None => None,
+    };
+    let expected = Expected::from(stored.as_ref().map(|stored| stored.version));
+    let mut state = rescued.state.clone();
+    state.version = state.version.max(stored.map_or(0, |stored| stored.value.version));
+    state.epoch = epoch;
+    state.worker_id = None;
+    if state.status == PipelineStatus::Running {
+        // Nobody runs it now; the next run resumes it.
+        state.status = PipelineStatus::Paused;
+    }
+    store.save_state(&mut state, &expected)?;
+    Ok(Pushed { state, backup_id })
+}
+
+/// Whether the stored state is the one that was to be replaced; an error unless `force`.
+fn check_base(
+    rescued: &Rescued,
+    stored: Option<&Versioned<PipelineState>>,
+    force: bool,
+) -> Result<bool> {
+    let pipeline: &PipelineName = &rescued.state.pipeline_id;
+    if stored.is_some_and(|stored| rescued.follows(stored)) {
+        return Ok(true);
+    }
+    if force {
+        return Ok(false);
+    }
+    let base = format!("save {} of run {}", rescued.based_on_save, rescued.state.run_id);
+    let found = match stored {
+        Some(stored) => {
+            format!("save {} of run {} is stored", stored.value.version, stored.value.run_id)
+        }
+        None => "no state is stored".to_owned(),
+    };
+    let message = format!("the rescued state of `{pipeline}` follows {base}, but {found}");
+    Err(Error::new(ErrorKind::Conflict, message).hint(format!(
+        "look at it with `oxide_flow state show {pipeline}`; to replace it all the same, after a \
+         backup, add `--force`"
+    )))
+}

@@ -1,0 +1,129 @@
+//! What the store knows of the seal: records as sealed bytes, for replacing keys and for copies
+//! that are kept outside of the storage.
+
+use chrono::{DateTime, Utc};
+use oxiflow_plugin_api::{Call, Version};
+
+use super::{OPERATION_TIMEOUT, PAGE, StateStore, keys};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layer::{self, Encryption, Record};
+use crate::model::PipelineName;
+
+/// All prefixes that records are kept under.
+const PREFIXES: [&str; 4] = [keys::STATES, keys::LEASES, "backup/", "history/"];
+
+/// Prefix of the names that rescued states are sealed under; never a key of the storage.
+const RESCUED: &str = "rescue/";
+
+/// A record as it is sealed.
+pub struct Sealed {
+    record: Record,
+    encryption: Option<Encryption>,
+}
+
+/// Bytes of a rescued state, and the pipeline it is of.
+#[derive(Debug)]
+pub struct RescueEnvelope {
+    /// The pipeline that the seal names.
+    pub pipeline: PipelineName,
+    /// What was sealed; JSON.
+    pub body: Vec<u8>,
+}
+
+impl StateStore {
+    /// Whether records are encrypted when they are written.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.records.keyring().is_some()
+    }
+
+    /// The keys of all records, of whatever kind.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn all_keys(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for prefix in PREFIXES {
+            let mut after: Option<String> = None;
+            loop {
+                let call = Call::within(OPERATION_TIMEOUT);
+                let page = self
+                    .records
+                    .list(&call, prefix, after.as_deref(), PAGE)
+                    .map_err(|error| Error::from(error).while_doing("cannot list the records"))?;
+                let full = page.len() == PAGE;
+                found.extend(page.into_iter().map(|row| row.key));
+                if !full {
+                    break;
+                }
+                after = found.last().cloned();
+            }
+        }
+        Ok(found)
+    }
+
+    /// The pipeline whose live worker must be left alone with this record; `None` when nobody
+    /// expects the record to stay at its version.
+    #[must_use]
+    pub fn contended_by(key: &str) -> Option<PipelineName> {
+        let name = key.strip_prefix(keys::STATES).or_else(|| key.strip_prefix(keys::LEASES));
+        name.and_then(|name| name.parse().ok())
+    }
+
+    /// Reads any record as it is sealed; `None` when the key is absent.
+    ///
+    /// # Errors
+    /// `Corrupt` when the record is damaged, `Configuration` when its key is not configured;
+    /// otherwise as the storage fails.
+    pub fn load_sealed(&self, key: &str) -> Result<Option<Sealed>> {
+        let read = self.records.get_sealed(&Call::within(OPERATION_TIMEOUT), key)?;
+        Ok(read.map(|(record, encryption)| Sealed { record, encryption }))
+    }
+
+    /// Whether a record is sealed as a new one would be.
+    ///
+    /// # Errors
+    /// `Io` when there is no randomness for a salt.
+    pub fn is_current(&self, sealed: &Sealed) -> Result<bool> {
+        self.records.is_current(sealed.encryption.as_ref())
+    }
+
+    /// Writes a record again, with its time, under the current key.
+    ///
+    /// # Errors
+    /// `Conflict` when the record is no longer the one that was read; otherwise as the storage
+    /// fails.
+    pub fn reseal(&self, key: &str, sealed: &Sealed) -> Result<Version> {
+        self.records.reseal(&Call::within(OPERATION_TIMEOUT), key, &sealed.record)
+    }
+
+    /// Seals something of a pipeline that the storage could not take.
+    ///
+    /// # Errors
+    /// As the storage fails, which may have to be searched for a salt.
+    pub fn seal_rescued(
+        &self,
+        pipeline: &PipelineName,
+        body: &[u8],
+        now: DateTime<Utc>,
+    ) -> Result<Vec<u8>> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        let key = format!("{RESCUED}{pipeline}");
+        self.records.seal(&call, &key, super::AUXILIARY_SCHEMA, body, now)
+    }
+
+    /// Opens what [`seal_rescued`](Self::seal_rescued) made.
+    ///
+    /// # Errors
+    /// `Invalid` when these bytes are no such thing, `Corrupt` when they are damaged,
+    /// `Configuration` when their key is not configured.
+    pub fn open_rescued(&self, bytes: Vec<u8>) -> Result<RescueEnvelope> {
+        let key = layer::claimed_key(&bytes);
+        let name = key.as_deref().and_then(|key| key.strip_prefix(RESCUED));
+        let Some(pipeline) = name.and_then(|name| name.parse().ok()) else {
+            return Err(Error::new(ErrorKind::Invalid, "it is no rescued state"));
+        };
+        let body = self.records.unseal(&format!("{RESCUED}{pipeline}"), bytes)?;
+        Ok(RescueEnvelope { pipeline, body })
+    }
+}
