@@ -668,7 +668,8 @@ fn what_a_step_left_behind_is_not_taken_for_the_next_step() {
 pipeline:
   - name: a
     run: |
-      setsid sh -c 'until test -e second; do sleep 0.01; done; echo late; oxide_flow progress --records 500 --last-id late; touch reported' &
+      setsid sh -c 'touch away; until test -e second; do sleep 0.01; done; echo late; oxide_flow progress --records 500 --last-id late; touch reported' &
+      until test -e away; do sleep 0.01; done
       oxide_flow progress --records 1 --last-id a1
   - name: b
     run: |
