@@ -93,7 +93,7 @@ impl Project {
     /// As [`with_pipeline`](Self::with_pipeline), with a lease that lasts however busy the machine
     /// is: for tests that are not about leases running out.
     pub fn steady(pipeline: &str) -> Self {
-        let project = Self::new(&QUICK.replace("lease_ttl: 1s", "lease_ttl: 60s"));
+        let project = Self::new(&QUICK.replace("lease_ttl: 3s", "lease_ttl: 60s"));
         project.write("pipelines/p.yaml", pipeline);
         project
     }
