@@ -19,5 +19,5 @@ pub mod supervisor;
 pub use events::{Outcome, RunEvent, RunObserver, StopCause, Stopper};
 pub use process::OutputStream;
 pub use report::report;
-pub use session::{Begin, Begun, MakeRoom, Run, RunRequest, rescue_folders};
+pub use session::{Begin, Begun, Run, RunRequest, rescue_folders};
 pub use steps::{Runner, RunnerParts};

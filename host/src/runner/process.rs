@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -154,7 +154,7 @@ impl StepProcess {
         })?;
         let events = events.clone();
         let waiter = spawn_thread("step-waiter", move || {
-            let status = wait(&mut child);
+            let status = child.wait();
             events.send(wrap(ProcessEvent::Exited(status))).unwrap_or_default();
         })?;
         Ok(Self { control, waiter: Some(waiter) })
@@ -180,10 +180,6 @@ impl Drop for StepProcess {
             tracing::error!("the thread that waits for a step panicked");
         }
     }
-}
-
-fn wait(child: &mut Child) -> std::io::Result<ExitStatus> {
-    child.wait()
 }
 
 fn closed() -> ProcessEvent {

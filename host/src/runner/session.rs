@@ -79,11 +79,7 @@ pub struct Run {
     dirty: bool,
     history_keep: usize,
     rescue_folders: Vec<PathBuf>,
-    make_room: Option<Box<MakeRoom>>,
 }
-
-/// Makes room in a store that is full, such as by removing what retention no longer asks for.
-pub type MakeRoom = dyn Fn(&StateStore, &PipelineName) -> Result<()> + Send;
 
 impl Run {
     /// Acquires the lease, takes the state on, and starts the heartbeat.
@@ -138,7 +134,6 @@ impl Run {
                     dirty: false,
                     history_keep: request.history_keep,
                     rescue_folders: Vec::new(),
-                    make_room: None,
                 };
                 if request.fresh && begin == Begin::New {
                     run.record_history(HistoryKind::FreshStart, "started over with --fresh");
@@ -157,11 +152,6 @@ impl Run {
     /// Names the folders, the best first, for a state that cannot be saved. Without any it is lost.
     pub fn rescue_into(&mut self, folders: Vec<PathBuf>) {
         self.rescue_folders = folders;
-    }
-
-    /// Says how room is made when the store is full, before a save is tried once more.
-    pub fn make_room_with(&mut self, make_room: Box<MakeRoom>) {
-        self.make_room = Some(make_room);
     }
 
     /// The state in memory.
@@ -236,11 +226,6 @@ impl Run {
             Ok(()) => return Ok(()),
         };
         tracing::warn!(error = crate::error::chain(&error), "the store is full; trying once more");
-        if let Some(make_room) = &self.make_room
-            && let Err(error) = make_room(&self.store, &self.state.pipeline_id)
-        {
-            tracing::warn!(error = crate::error::chain(&error), "cannot make room");
-        }
         self.save_once().map_err(|error| self.rescue(error))
     }
 

@@ -29,7 +29,11 @@ pub(super) fn run(app: &App, args: &PushArgs, ui: &Ui) -> Result<ExitCode> {
         ui.aside(&format!("stored is: {state}, save {}, {relation}", stored.value.version));
         // What cannot be done is refused before anybody is asked.
         if follows || args.force {
-            confirm(args, ui, &format!("Replace the state of `{pipeline}`?"))?;
+            super::import::confirm(
+                args.yes || args.force,
+                ui,
+                &format!("Replace the state of `{pipeline}`?"),
+            )?;
         }
     }
     let pushed = push(&app.store, &app.clock, &rescued, args.force)?;
@@ -46,20 +50,6 @@ pub(super) fn run(app: &App, args: &PushArgs, ui: &Ui) -> Result<ExitCode> {
 
 fn describe(state: &PipelineState) -> String {
     format!("{}, {}", state.status.as_str(), number_of(state.records_processed, "record"))
-}
-
-fn confirm(args: &PushArgs, ui: &Ui, question: &str) -> Result<()> {
-    if args.yes || args.force {
-        return Ok(());
-    }
-    match ui.confirm(question) {
-        Some(true) => Ok(()),
-        Some(false) => Err(Error::new(ErrorKind::Usage, "nothing was changed")),
-        None => {
-            Err(Error::new(ErrorKind::Usage, "nobody is there to confirm; nothing was changed")
-                .hint("repeat the command with `--yes`"))
-        }
-    }
 }
 
 fn read(file: &Path) -> Result<Vec<u8>> {

@@ -8,7 +8,7 @@ use crate::app::App;
 use crate::cli::args::RekeyArgs;
 use crate::cli::exit;
 use crate::cli::ui::{Ui, number_of};
-use crate::error::{Error, ErrorKind, Result, chain};
+use crate::error::{ErrorKind, Result, chain};
 use crate::recovery::{RekeyPlan, Rekeyed, plan_rekey, rekey};
 
 #[derive(Serialize)]
@@ -47,16 +47,7 @@ pub(super) fn run(app: &App, args: &RekeyArgs, ui: &Ui) -> Result<ExitCode> {
     if stale > 0 && !args.yes {
         let records = records(stale);
         ui.aside(&format!("this seals {records} again with the current key"));
-        match ui.confirm(&format!("Rewrite {records}?")) {
-            Some(true) => {}
-            Some(false) => return Err(Error::new(ErrorKind::Usage, "nothing was changed")),
-            None => {
-                let message = "nobody is there to confirm; nothing was changed";
-                return Err(
-                    Error::new(ErrorKind::Usage, message).hint("repeat the command with `--yes`")
-                );
-            }
-        }
+        super::import::confirm(args.yes, ui, &format!("Rewrite {records}?"))?;
     }
     let done = rekey(&app.store, &app.clock, plan, &mut |key| {
         tracing::info!(target: "oxide_flow::state", key, "record looked at");
