@@ -169,8 +169,9 @@ typedef struct oxiflow_reply {
     void *context;
     /* A message for people that goes with the error status about to be returned. */
     void (*message)(void *context, oxiflow_slice text);
-    /* get: the value and its version. describe: JSON, version null. health: the version of the
-     * server as text, version null. */
+    /* get: the value and its version; with OXIFLOW_CORRUPT, if it can be told, the bytes that are
+     * left and the version that an expectation of this damage names. describe: JSON, version null.
+     * health: the version of the server as text, version null. */
     void (*value)(void *context, oxiflow_slice value, const oxiflow_version *version);
     /* list: the next row. Returns 0 to go on, anything else to stop. */
     int32_t (*row)(void *context, const oxiflow_listed *row);

@@ -179,8 +179,9 @@ pub struct AbiReply {
     pub context: *mut c_void,
     /// A message for people that goes with the error status about to be returned.
     pub message: unsafe extern "C" fn(context: *mut c_void, text: AbiSlice),
-    /// `get`: the value and its version. `describe`: JSON, version null. `health`: the server's
-    /// version as text, version null.
+    /// `get`: the value and its version; with the status corrupt, if it can be told, the bytes that
+    /// are left and the version that an expectation of this damage names. `describe`: JSON, version
+    /// null. `health`: the server's version as text, version null.
     pub value:
         unsafe extern "C" fn(context: *mut c_void, value: AbiSlice, version: *const AbiVersion),
     /// `list`: the next row. Returns 0 to go on, anything else to stop.
@@ -268,7 +269,7 @@ pub struct BackendTable {
     ) -> i32,
     /// Closes a handle. No other call may be under way on it, and none may follow.
     pub close: unsafe extern "C" fn(handle: *mut c_void),
-    /// Reads a key into `reply.value`, or returns not found.
+    /// Reads a key into `reply.value`, or returns not found; a damaged one is corrupt.
     pub get: unsafe extern "C" fn(
         handle: *mut c_void,
         call: *const AbiCall,

@@ -68,7 +68,8 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Reads a key: answer with `out.found(value, version)` or `out.absent()`.
     ///
     /// # Errors
-    /// `Corrupt` when what is stored is damaged; otherwise as the store fails.
+    /// `Corrupt` when what is stored is damaged, best made with `out.damaged(…)`, so that the
+    /// host can keep and repair what is left; otherwise as the store fails.
     fn get(&self, call: &Call, key: &str, out: ValueSink<'_>) -> Result<Lookup, BackendError>;
 
     /// Writes a key if `expected` holds, and returns the version of this write.
@@ -258,6 +259,19 @@ impl<'a> ValueSink<'a> {
     #[must_use]
     pub fn absent(self) -> Lookup {
         Lookup { found: false }
+    }
+
+    /// What the key holds is damaged: the error to return, which carries the bytes that are left
+    /// and the version whose expectation replaces exactly this damage.
+    #[must_use]
+    pub fn damaged(
+        self,
+        remains: &[u8],
+        version: &Version,
+        message: impl Into<String>,
+    ) -> BackendError {
+        (self.emit)(remains, version);
+        BackendError::corrupt(message)
     }
 }
 

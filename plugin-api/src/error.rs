@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::storage::Entry;
 use crate::value::Version;
 
 /// The kind of a failure. Callers decide by kind; the message is for people.
@@ -77,13 +78,14 @@ pub struct BackendError {
     kind: ErrorKind,
     message: String,
     current: Option<Version>,
+    remains: Option<Box<Entry>>,
 }
 
 impl BackendError {
     /// An error of this kind.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), current: None }
+        Self { kind, message: message.into(), current: None, remains: None }
     }
 
     /// A compare-and-swap that found `current` instead of what it expected (`None`: absent).
@@ -93,7 +95,7 @@ impl BackendError {
             Some(version) => format!("the key is at version {version}"),
             None => "the key is absent".to_owned(),
         };
-        Self { kind: ErrorKind::Conflict, message, current }
+        Self { kind: ErrorKind::Conflict, message, current, remains: None }
     }
 
     /// A wrong call or a wrong option; name it in the message.
@@ -148,6 +150,20 @@ impl BackendError {
     #[must_use]
     pub fn current(&self) -> Option<&Version> {
         self.current.as_ref()
+    }
+
+    /// The same error with what a damaged key still holds.
+    #[must_use]
+    pub fn with_remains(mut self, remains: Entry) -> Self {
+        self.remains = Some(Box::new(remains));
+        self
+    }
+
+    /// After a `get` that found damage: the bytes that are left, and the version whose
+    /// expectation replaces exactly this damage; `None` when the backend does not tell.
+    #[must_use]
+    pub fn remains(&self) -> Option<&Entry> {
+        self.remains.as_deref()
     }
 }
 

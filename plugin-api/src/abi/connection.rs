@@ -17,7 +17,7 @@ use super::{
 use crate::backend::Description;
 use crate::call::Call;
 use crate::capabilities::Capabilities;
-use crate::error::BackendError;
+use crate::error::{BackendError, ErrorKind};
 use crate::host::{Host, LogLevel, LogLine};
 use crate::storage::{Entry, Health, Storage};
 use crate::value::{Expected, Listed, Version, check_key};
@@ -129,7 +129,14 @@ impl Storage for AbiConnection {
                 Ok(Some(Entry { value, version }))
             }
             status::NOT_FOUND => Ok(None),
-            code => Err(answer.into_error(code, None)),
+            code => {
+                let remains = answer.value.take().zip(answer.version.take());
+                let error = answer.into_error(code, None);
+                Err(match remains.filter(|_| error.kind() == ErrorKind::Corrupt) {
+                    Some((value, version)) => error.with_remains(Entry { value, version }),
+                    None => error,
+                })
+            }
         }
     }
 

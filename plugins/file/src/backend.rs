@@ -18,7 +18,7 @@ use crate::failure::failed;
 use crate::listing;
 use crate::lock::{self, Locks};
 use crate::path::locate;
-use crate::record::{self, Footer};
+use crate::record::{self, Damaged, Footer, Stored};
 use crate::write::{Writer, make_folder};
 
 /// A store in a folder.
@@ -80,9 +80,12 @@ impl Backend for FileBackend {
     fn get(&self, call: &Call, key: &str, out: ValueSink<'_>) -> Result<Lookup, BackendError> {
         call.check()?;
         match record::read(&self.root.join(locate(key)))? {
-            Some((bytes, footer)) => {
+            Some(Stored::Whole(bytes, footer)) => {
                 let value = &bytes[..bytes.len() - record::FOOTER_BYTES];
                 Ok(out.found(value, &footer.version))
+            }
+            Some(Stored::Damaged(Damaged { message, remains, version })) => {
+                Err(out.damaged(&remains, &version, message))
             }
             None => self.check_root().map(|()| out.absent()),
         }

@@ -101,12 +101,31 @@ impl Footer {
     }
 }
 
-/// Reads a whole stored file, and checks it: its bytes, of which the first `footer.bytes` are the
-/// value; `None` when there is no such file.
+/// A stored file that was read.
+#[derive(Debug)]
+pub(crate) enum Stored {
+    /// Its bytes, of which the first `footer.bytes` are the value.
+    Whole(Vec<u8>, Footer),
+    /// It is not a whole record.
+    Damaged(Damaged),
+}
+
+/// What is left of a damaged file.
+#[derive(Debug)]
+pub(crate) struct Damaged {
+    /// How it is damaged.
+    pub(crate) message: String,
+    /// The value as far as it can be told from the footer, otherwise all of the file.
+    pub(crate) remains: Vec<u8>,
+    /// The version that [`peek`] gives for it.
+    pub(crate) version: Version,
+}
+
+/// Reads a whole stored file, and checks it; `None` when there is no such file.
 ///
 /// # Errors
-/// `Corrupt` when the file is not a whole record; otherwise as the operating system fails.
-pub(crate) fn read(path: &Path) -> Result<Option<(Vec<u8>, Footer)>, BackendError> {
+/// `Corrupt` when it is no regular file; otherwise as the operating system fails.
+pub(crate) fn read(path: &Path) -> Result<Option<Stored>, BackendError> {
     let mut file = match open(path) {
         Ok(file) => file,
         Err(error) if is_absence(&error) => return Ok(None),
@@ -124,16 +143,21 @@ pub(crate) fn read(path: &Path) -> Result<Option<(Vec<u8>, Footer)>, BackendErro
         .and_then(|length| bytes.try_reserve_exact(length.checked_add(1)?).ok())
         .ok_or_else(|| failed("read", path, io::ErrorKind::OutOfMemory.into()))?;
     file.read_to_end(&mut bytes).map_err(|error| failed("read", path, error))?;
+    let broken = |how: &str, version, remains| {
+        let message = format!("{} {how}", path.display());
+        Ok(Some(Stored::Damaged(Damaged { message, remains, version })))
+    };
     let Some((value, tail)) = bytes.split_last_chunk::<FOOTER_BYTES>() else {
-        return Err(corrupt(path, "has no room for its footer"));
+        return broken("has no room for its footer", damaged(&metadata).version, bytes);
     };
     let Some(footer) = Footer::parse(tail, bytes.len() as u64) else {
-        return Err(corrupt(path, "has no valid footer"));
+        return broken("has no valid footer", damaged(&metadata).version, bytes);
     };
     if checksum(value, &footer.version) != footer.crc32 {
-        return Err(corrupt(path, "failed its checksum"));
+        bytes.truncate(bytes.len() - FOOTER_BYTES);
+        return broken("failed its checksum", footer.version, bytes);
     }
-    Ok(Some((bytes, footer)))
+    Ok(Some(Stored::Whole(bytes, footer)))
 }
 
 /// What is known of a stored file without reading its value.
@@ -240,14 +264,18 @@ mod tests {
 
     fn read_bytes(path: &Path, bytes: &[u8]) -> Result<Vec<u8>, ErrorKind> {
         std::fs::write(path, bytes).unwrap();
-        let (mut bytes, footer) = read(path)
-            .map_err(|error| {
-                assert!(error.message().contains("a.json"), "{error}");
-                error.kind()
-            })?
-            .unwrap();
-        bytes.truncate(footer.bytes as usize);
-        Ok(bytes)
+        match read(path).unwrap().unwrap() {
+            Stored::Whole(mut bytes, footer) => {
+                bytes.truncate(footer.bytes as usize);
+                Ok(bytes)
+            }
+            Stored::Damaged(damaged) => {
+                assert!(damaged.message.contains("a.json"), "{damaged:?}");
+                assert_eq!(damaged.version, peek(path).unwrap().unwrap().version);
+                assert!(bytes.starts_with(&damaged.remains));
+                Err(ErrorKind::Corrupt)
+            }
+        }
     }
 
     #[test]
