@@ -7,6 +7,7 @@ mod encryption;
 mod metrics;
 mod records;
 mod retry;
+mod salvage;
 mod seal;
 #[cfg(test)]
 mod sealed_tests;
@@ -20,8 +21,9 @@ use crate::clock::Clock;
 pub use cache::Cache;
 pub use encryption::{Derivation, Encryption, KeySource, Keyring};
 pub use metrics::{Measured, Metrics, OperationCounters, StorageCounters};
-pub use records::{Kept, Record, Records};
+pub use records::{DamagedRecord, Examined, Kept, Record, Records};
 pub use retry::Retry;
+pub use salvage::{Salvage, salvage};
 pub use seal::{ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION, Header, claimed_key, seal, unseal};
 
 /// Puts the layers on a backend, the one nearest to it first. `name` is that of the backend, for

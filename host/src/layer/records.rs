@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, Expected, Health, Listed, Storage, Version,
+    BackendError, Call, Capabilities, Entry, ErrorKind as BackendErrorKind, Expected, Health,
+    Listed, Storage, Version,
 };
 
 use super::cache::Cache;
 use super::encryption::{Encryption, Keyring};
 use super::metrics::Metrics;
+use super::salvage::{Salvage, salvage};
 use super::seal::{seal, seal_encrypted, unseal};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result as HostResult};
@@ -32,6 +34,30 @@ pub struct Record {
     pub saved_at: DateTime<Utc>,
     /// The version to expect in the next compare-and-swap.
     pub version: Version,
+}
+
+/// What a key holds, where damage is a finding and no failure.
+#[derive(Debug)]
+pub enum Examined {
+    /// Nothing.
+    Absent,
+    /// A verified record.
+    Whole(Record),
+    /// A record that does not verify.
+    Damaged(DamagedRecord),
+}
+
+/// A record that does not verify, and what is left of it.
+#[derive(Debug)]
+pub struct DamagedRecord {
+    /// What is wrong with it, of kind `Corrupt`.
+    pub error: Error,
+    /// What a write must expect that replaces exactly this damage.
+    pub expected: Expected,
+    /// The bytes that are stored, if the backend hands them over.
+    pub remains: Option<Vec<u8>>,
+    /// The readable part of them.
+    pub salvage: Option<Salvage>,
 }
 
 /// A value that was read through the cache.
@@ -127,6 +153,43 @@ impl Records {
             },
             |found| found.as_ref().map_or(0, |(record, _)| record.body.len()),
         )
+    }
+
+    /// Looks at a record that may be damaged.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get), except that `Corrupt` is no error.
+    pub fn examine(&self, call: &Call, key: &str) -> HostResult<Examined> {
+        let (error, remains, version) = match self.storage.get(call, key) {
+            Ok(None) => return Ok(Examined::Absent),
+            Ok(Some(entry)) => match self.open(key, entry.value.clone(), entry.version) {
+                Ok((record, _)) => return Ok(Examined::Whole(record)),
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    (error, Some(entry.value), Some(entry.version))
+                }
+                Err(error) => return Err(error),
+            },
+            Err(error) if error.kind() == BackendErrorKind::Corrupt => {
+                let remains = error.remains().cloned();
+                let (value, version) = remains.map(|entry| (entry.value, entry.version)).unzip();
+                (error.into(), value, version)
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let version = match version {
+            Some(version) => Some(version),
+            None => self.listed_version(call, key)?,
+        };
+        let salvage =
+            remains.as_ref().and_then(|record| salvage(key, record, self.keyring.as_deref()));
+        let expected = version.map_or(Expected::Any, Expected::Version);
+        Ok(Examined::Damaged(DamagedRecord { error, expected, remains, salvage }))
+    }
+
+    /// The version of a key that cannot be read.
+    fn listed_version(&self, call: &Call, key: &str) -> HostResult<Option<Version>> {
+        let rows = self.storage.list(call, key, None, 1)?;
+        Ok(rows.into_iter().find(|row| row.key == key).map(|row| row.version))
     }
 
     /// Reads a value through the cache; `None` when the key is absent. A kept value is served only

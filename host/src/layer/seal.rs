@@ -200,7 +200,7 @@ struct Format {
     oxiflow: u32,
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         // Writing to a String does not fail.
         write!(text, "{byte:02x}").unwrap_or_default();

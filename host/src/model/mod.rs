@@ -10,6 +10,7 @@ mod history;
 mod lease;
 mod name;
 mod progress;
+mod quarantine;
 pub mod schema;
 mod state;
 mod step;
@@ -21,6 +22,7 @@ pub use history::{HistoryKind, HistoryRecord, StepSummary};
 pub use lease::{Holder, Lease, ManualLock, Request, RequestKind};
 pub use name::PipelineName;
 pub use progress::Progress;
+pub use quarantine::Quarantined;
 pub use state::{MAX_ERRORS, PipelineState, PipelineStatus, SCHEMA_VERSION};
 pub use step::{StepState, StepStatus};
 

@@ -1,11 +1,13 @@
-//! Taking a backup of a state.
+//! Keeping copies: backups of states, and the bytes of damaged ones.
 
+use base64ct::{Base64, Encoding};
+use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use crate::clock::Clock;
-use crate::error::Result;
-use crate::model::{Backup, Extra, PipelineState};
-use crate::store::{StateRecord, StateStore};
+use crate::error::{Result, chain};
+use crate::model::{Backup, Extra, PipelineName, PipelineState, Quarantined};
+use crate::store::{DamagedState, StateRecord, StateStore};
 
 /// Keeps a copy of a state, and returns the id of the backup.
 ///
@@ -38,6 +40,34 @@ pub fn back_up_record(
     keep(store, clock, &record.state.value, reason, extra)
 }
 
+/// Keeps the bytes of a damaged state before it is replaced, and returns the id they are under.
+///
+/// # Errors
+/// As the store fails; what was not kept must not be replaced.
+pub fn quarantine(
+    store: &StateStore,
+    clock: &dyn Clock,
+    pipeline: &PipelineName,
+    damaged: &DamagedState,
+    reason: &str,
+) -> Result<String> {
+    let quarantined_at = clock.now();
+    let quarantine_id = copy_id(quarantined_at);
+    store.save_quarantined(&Quarantined {
+        quarantine_id: quarantine_id.clone(),
+        pipeline_id: pipeline.clone(),
+        key: format!("state/{pipeline}"),
+        quarantined_at,
+        reason: reason.to_owned(),
+        damage: chain(&damaged.error),
+        bytes: damaged.remains.as_deref().map(Base64::encode_string),
+        extra: Extra::new(),
+    })?;
+    tracing::warn!(target: "oxide_flow::state", %pipeline, quarantine_id, reason,
+        "Damaged state quarantined");
+    Ok(quarantine_id)
+}
+
 fn keep(
     store: &StateStore,
     clock: &dyn Clock,
@@ -46,9 +76,7 @@ fn keep(
     extra: Extra,
 ) -> Result<String> {
     let created_at = clock.now();
-    let unique = ulid::Ulid::generate().to_string().to_lowercase();
-    let backup_id =
-        format!("{}-{}", created_at.format("%Y%m%dT%H%M%S%.3fZ"), &unique[unique.len() - 6..]);
+    let backup_id = copy_id(created_at);
     store.save_backup(&Backup {
         backup_id: backup_id.clone(),
         created_at,
@@ -59,4 +87,11 @@ fn keep(
     let pipeline = &state.pipeline_id;
     tracing::info!(target: "oxide_flow::state", %pipeline, backup_id, reason, "Backup created");
     Ok(backup_id)
+}
+
+/// The id of a copy made at this time: ids sort by time.
+fn copy_id(time: DateTime<Utc>) -> String {
+    let unique = ulid::Ulid::generate().to_string().to_lowercase();
+    // The last digits of a ulid are random.
+    format!("{}-{}", time.format("%Y%m%dT%H%M%S%.3fZ"), &unique[unique.len() - 6..])
 }

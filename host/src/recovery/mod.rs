@@ -1,6 +1,7 @@
 //! Keeping copies of states, and putting states back.
 
 mod backup;
+mod guard;
 mod import;
 mod rekey;
 mod rescue;
@@ -8,10 +9,10 @@ mod rewrite;
 mod rollback;
 mod upgrade;
 
-pub use backup::{back_up, back_up_record};
+pub use backup::{back_up, back_up_record, quarantine};
 pub use import::{Import, import, read_document};
 pub use rekey::{RekeyPlan, Rekeyed, plan_rekey, rekey};
 pub use rescue::{Pushed, Rescued, push, read_rescue_file, write_rescue_file};
-pub use rewrite::{Rewrite, RewriteOptions, Rewritten, rewrite};
+pub use rewrite::{Kept, Rewrite, RewriteOptions, Rewritten, rewrite};
 pub use rollback::{rollback, rollback_target};
 pub use upgrade::{stored_schema, upgrade};

@@ -16,14 +16,12 @@ use oxiflow_plugin_api::{Expected, Version};
 use serde::{Deserialize, Serialize};
 
 use super::back_up;
+use super::guard::{Claim, under_lease};
+use super::rewrite::detach;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Acquire, HeldLease, acquire, this_process};
-use crate::model::{PipelineName, PipelineState, PipelineStatus};
+use crate::model::{PipelineName, PipelineState};
 use crate::store::{StateStore, Versioned};
-
-/// How long the lease of a push lasts; it is released right after.
-const LEASE_TTL: Duration = Duration::from_secs(30);
 
 /// A state that could not be saved.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -166,29 +164,13 @@ pub fn push(
     let stored = store.load_state(pipeline)?;
     check_base(rescued, stored.as_ref(), force)?;
     let stored_epoch = stored.map_or(0, |stored| stored.value.epoch);
-    let acquired = acquire(
-        store,
-        clock.as_ref(),
-        &mut Acquire {
-            pipeline,
-            holder: &this_process()?,
-            purpose: "push",
-            ttl: LEASE_TTL,
-            wait: Duration::ZERO,
-            epoch_floor: stored_epoch.max(rescued.state.epoch),
-            on_wait: &mut |_| {},
-        },
-    )?;
-    let epoch = acquired.lease.value.epoch;
-    let on_event = |event| tracing::debug!(?event, "during push");
-    let interval = LEASE_TTL / 3;
-    let lease =
-        HeldLease::start(store.clone(), Arc::clone(clock), acquired.lease, interval, on_event)?;
-    let written = replace(store, clock.as_ref(), rescued, force, epoch);
-    let released = lease.release();
-    let pushed = written?;
-    released?;
-    Ok(pushed)
+    let claim = Claim {
+        pipeline,
+        purpose: "push",
+        wait: Duration::ZERO,
+        epoch_floor: stored_epoch.max(rescued.state.epoch),
+    };
+    under_lease(store, clock, &claim, |epoch| replace(store, clock.as_ref(), rescued, force, epoch))
 }
 
 fn replace(
@@ -209,11 +191,7 @@ fn replace(
     let mut state = rescued.state.clone();
     state.version = state.version.max(stored.map_or(0, |stored| stored.value.version));
     state.epoch = epoch;
-    state.worker_id = None;
-    if state.status == PipelineStatus::Running {
-        // Nobody runs it now; the next run resumes it.
-        state.status = PipelineStatus::Paused;
-    }
+    detach(&mut state);
     store.save_state(&mut state, &expected)?;
     Ok(Pushed { state, backup_id })
 }

@@ -1,24 +1,19 @@
-//! The one way in which a command replaces a state: under the lease, a backup first.
+//! The one way in which a command replaces a state: under the lease, a copy of what is there first.
 //!
-//! Invariant: what is backed up is what is replaced, since both are read under the lease, and the
-//! write is a compare-and-swap on it. The epoch only grows, so a worker that held the pipeline
-//! before is fenced.
+//! Invariant: what is kept is what is replaced, since both are read under the lease, and the
+//! write is a compare-and-swap on it. A state that can be read becomes a backup, a damaged one is
+//! quarantined. The epoch only grows, so a worker that held the pipeline before is fenced.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use oxiflow_plugin_api::Expected;
-
-use super::backup::back_up_record;
+use super::backup::{back_up_record, quarantine};
+use super::guard::{Claim, under_lease};
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::history::{self, Event};
-use crate::lease::{Acquire, HeldLease, acquire, this_process};
 use crate::model::{HistoryKind, PipelineName, PipelineState, PipelineStatus};
-use crate::store::{StateRecord, StateStore};
-
-/// How long the lease of an administrative write lasts; it is released right after.
-const LEASE_TTL: Duration = Duration::from_secs(30);
+use crate::store::{ExaminedState, StateStore};
 
 /// Which state to replace, and on whose behalf.
 pub struct Rewrite<'a> {
@@ -54,12 +49,21 @@ pub struct RewriteOptions<'a> {
 pub struct Rewritten {
     /// The state as it is stored now.
     pub state: PipelineState,
-    /// The backup of the state that was there.
-    pub backup_id: Option<String>,
+    /// The copy of what was there.
+    pub kept: Option<Kept>,
 }
 
-/// Replaces a state by what `change` makes of the stored one, which is `None` when there is none;
-/// nothing is written when it makes nothing of it.
+/// The copy of what a command replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// A backup of a state that could be read, by id.
+    Backup(String),
+    /// The quarantined bytes of one that could not, by id.
+    Quarantined(String),
+}
+
+/// Replaces a state by what `change` makes of the stored one; nothing is written when it makes
+/// nothing of it.
 ///
 /// # Errors
 /// `LeaseHeld` when a live worker is on the pipeline; as `change` fails; otherwise as the store
@@ -68,48 +72,36 @@ pub fn rewrite(
     store: &StateStore,
     clock: &Arc<dyn Clock>,
     request: &Rewrite<'_>,
-    change: impl FnOnce(Option<&StateRecord>) -> Result<Option<PipelineState>>,
+    change: impl FnOnce(&ExaminedState) -> Result<Option<PipelineState>>,
 ) -> Result<Option<Rewritten>> {
     let (pipeline, options) = (request.pipeline, request.options);
-    let stored_epoch = store.load_state(pipeline)?.map_or(0, |stored| stored.value.epoch);
-    let acquired = acquire(
-        store,
-        clock.as_ref(),
-        &mut Acquire {
-            pipeline,
-            holder: &this_process()?,
-            purpose: request.purpose,
-            ttl: LEASE_TTL,
-            wait: options.wait,
-            epoch_floor: stored_epoch.max(request.epoch_floor),
-            on_wait: &mut |_| {},
-        },
-    )?;
-    let epoch = acquired.lease.value.epoch;
-    let lease = HeldLease::start(
-        store.clone(),
-        Arc::clone(clock),
-        acquired.lease,
-        LEASE_TTL / 3,
-        |event| tracing::debug!(?event, "during an administrative write"),
-    )?;
-    let write = || -> Result<Option<Rewritten>> {
-        let stored = store.load_state_record(pipeline)?;
-        let Some(mut state) = change(stored.as_ref())? else {
+    let (stored_epoch, _) = store.examine_state(pipeline)?.counters();
+    let claim = Claim {
+        pipeline,
+        purpose: request.purpose,
+        wait: options.wait,
+        epoch_floor: stored_epoch.max(request.epoch_floor),
+    };
+    under_lease(store, clock, &claim, |epoch| {
+        let stored = store.examine_state(pipeline)?;
+        let Some(mut state) = change(&stored)? else {
             return Ok(None);
         };
-        let backup_id = match stored.as_ref().filter(|_| options.backup) {
-            Some(stored) => {
-                let reason = format!("before {}", request.purpose);
-                Some(back_up_record(store, clock.as_ref(), stored, &reason)?)
+        let reason = format!("before {}", request.purpose);
+        let kept = match &stored {
+            ExaminedState::Whole(record) if options.backup => {
+                Some(Kept::Backup(back_up_record(store, clock.as_ref(), record, &reason)?))
             }
-            None => None,
+            ExaminedState::Damaged(damaged) => {
+                let id = quarantine(store, clock.as_ref(), pipeline, damaged, &reason)?;
+                Some(Kept::Quarantined(id))
+            }
+            ExaminedState::Whole(_) | ExaminedState::Absent => None,
         };
-        let stored = stored.map(|stored| stored.state);
-        let expected = Expected::from(stored.as_ref().map(|stored| stored.version));
-        state.version = state.version.max(stored.map_or(0, |stored| stored.value.version));
+        let (_, stored_version) = stored.counters();
+        state.version = state.version.max(stored_version);
         state.epoch = epoch;
-        store.save_state(&mut state, &expected)?;
+        store.save_state(&mut state, &stored.expected())?;
         history::record(
             store,
             clock.as_ref(),
@@ -122,13 +114,8 @@ pub fn rewrite(
                 keep: options.history_keep,
             },
         );
-        Ok(Some(Rewritten { state, backup_id }))
-    };
-    let written = write();
-    let released = lease.release();
-    let rewritten = written?;
-    released?;
-    Ok(rewritten)
+        Ok(Some(Rewritten { state, kept }))
+    })
 }
 
 /// Makes a state from elsewhere one that nobody runs here; the next run resumes it.

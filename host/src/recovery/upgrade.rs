@@ -36,7 +36,7 @@ pub fn upgrade(
     let (purpose, kind) = ("upgrade", HistoryKind::Upgrade);
     let request = Rewrite { pipeline, purpose, kind, why: &why, options, epoch_floor: 0 };
     rewrite(store, clock, &request, |stored| {
-        let old = stored.filter(|record| record.schema() < SCHEMA_VERSION);
+        let old = stored.whole().filter(|record| record.schema() < SCHEMA_VERSION);
         Ok(old.map(|record| record.state.value.clone()))
     })
 }

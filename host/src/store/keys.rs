@@ -11,6 +11,9 @@ pub(super) const LEASES: &str = "lease/";
 /// Prefix of all backups.
 pub(super) const BACKUPS: &str = "backup/";
 
+/// Prefix of all damaged bytes that were replaced.
+pub(super) const QUARANTINE: &str = "quarantine/";
+
 /// Prefix of what `state benchmark` writes, and removes.
 pub(super) const BENCHMARKS: &str = "benchmark/";
 
@@ -29,7 +32,12 @@ pub(super) fn lease(pipeline: &PipelineName) -> String {
 
 /// `backup/<pipeline>/<backup>`
 pub(super) fn backup(pipeline: &PipelineName, backup_id: &str) -> String {
-    format!("backup/{pipeline}/{backup_id}")
+    format!("{BACKUPS}{pipeline}/{backup_id}")
+}
+
+/// `quarantine/<pipeline>/<id>`
+pub(super) fn quarantined(pipeline: &PipelineName, quarantine_id: &str) -> String {
+    format!("{QUARANTINE}{pipeline}/{quarantine_id}")
 }
 
 /// Prefix of all histories.

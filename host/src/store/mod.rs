@@ -3,7 +3,9 @@
 //! The one place that knows the key layout. Every change of a record that others may change goes
 //! through compare-and-swap; [`StateStore::update_lease`] is the loop for it.
 
+mod backup;
 mod benchmark;
+mod examine;
 mod history;
 mod keys;
 mod observe;
@@ -11,15 +13,18 @@ mod sealing;
 
 use std::time::{Duration, Instant};
 
-use oxiflow_plugin_api::{Call, Capabilities, Expected, Health, Version};
+use oxiflow_plugin_api::{Call, Capabilities, Expected, Health, Listed, Version};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{Record, Records};
-use crate::model::{Backup, Lease, PipelineName, PipelineState, SCHEMA_VERSION, schema};
+use crate::model::{Lease, PipelineName, PipelineState, SCHEMA_VERSION, schema};
 
+pub use backup::ListedBackup;
 pub use benchmark::{Benchmark, BenchmarkPlan, Phase, RoundTrip};
+pub use examine::{DamagedState, ExaminedState, SalvagedState};
 pub use observe::{Inventory, Stored};
 pub use sealing::{RescueEnvelope, Sealed};
 
@@ -55,7 +60,7 @@ pub struct OriginalState {
     /// Its schema version.
     pub schema: u32,
     /// What is stored.
-    pub document: serde_json::Value,
+    pub document: Value,
 }
 
 impl StateRecord {
@@ -149,7 +154,7 @@ impl StateStore {
     /// # Errors
     /// As the storage fails.
     pub fn pipelines(&self) -> Result<Vec<PipelineName>> {
-        self.names(keys::STATES, "cannot list the pipelines")
+        self.first_names(keys::STATES, "cannot list the pipelines")
     }
 
     /// Reads the lease of a pipeline; `None` when nobody ever held it.
@@ -218,19 +223,7 @@ impl StateStore {
     /// # Errors
     /// As the storage fails.
     pub fn leased_pipelines(&self) -> Result<Vec<PipelineName>> {
-        self.names(keys::LEASES, "cannot list the leases")
-    }
-
-    /// Writes a new backup.
-    ///
-    /// # Errors
-    /// `Conflict` when the id is taken; otherwise as the storage fails.
-    pub fn save_backup(&self, backup: &Backup) -> Result<()> {
-        let pipeline = &backup.state.pipeline_id;
-        let key = keys::backup(pipeline, &backup.backup_id);
-        self.save(&key, AUXILIARY_SCHEMA, backup, &Expected::Absent)
-            .map(drop)
-            .map_err(|error| error.while_doing(format!("cannot back up pipeline `{pipeline}`")))
+        self.first_names(keys::LEASES, "cannot list the leases")
     }
 
     /// Asks the storage for its condition.
@@ -250,29 +243,8 @@ impl StateStore {
     }
 
     fn load_any_schema(&self, key: &str) -> Result<Option<StateRecord>> {
-        let Some(record) = self.records.get(&Call::within(OPERATION_TIMEOUT), key)? else {
-            return Ok(None);
-        };
-        let version = record.version;
-        if record.schema >= SCHEMA_VERSION {
-            let value = parse(key, &record, SCHEMA_VERSION)?;
-            return Ok(Some(StateRecord { state: Versioned { value, version }, original: None }));
-        }
-        let document: serde_json::Value = parse(key, &record, SCHEMA_VERSION)?;
-        let migrated = schema::migrate(document.clone(), record.schema);
-        let value = migrated
-            .and_then(|document| {
-                serde_path_to_error::deserialize(document).map_err(|error| {
-                    let message = format!("the migrated state is wrong at `{}`", error.path());
-                    Error::new(ErrorKind::Invalid, message).because(error.into_inner())
-                })
-            })
-            .map_err(|error| {
-                let message = format!("the record of `{key}` is whole, but not what it should be");
-                Error::new(ErrorKind::Corrupt, message).because(error)
-            })?;
-        let original = Some(OriginalState { schema: record.schema, document });
-        Ok(Some(StateRecord { state: Versioned { value, version }, original }))
+        let record = self.records.get(&Call::within(OPERATION_TIMEOUT), key)?;
+        record.map(|record| state_record(key, &record)).transpose()
     }
 
     fn save<T: Serialize>(
@@ -286,26 +258,37 @@ impl StateStore {
         self.records.put(&Call::within(OPERATION_TIMEOUT), key, schema, &body, expected)
     }
 
-    fn names(&self, prefix: &str, what: &str) -> Result<Vec<PipelineName>> {
-        let mut names = Vec::new();
-        let mut after: Option<String> = None;
+    /// Everything that is listed under a prefix, in key order.
+    fn rows(&self, prefix: &str) -> Result<Vec<Listed>> {
+        let mut rows: Vec<Listed> = Vec::new();
         loop {
             let call = Call::within(OPERATION_TIMEOUT);
-            let page = self
-                .records
-                .list(&call, prefix, after.as_deref(), PAGE)
-                .map_err(|error| Error::from(error).while_doing(what))?;
-            for row in &page {
-                match row.key[prefix.len()..].parse() {
-                    Ok(name) => names.push(name),
-                    Err(_) => tracing::warn!(key = row.key, "ignoring a key with a foreign name"),
-                }
-            }
-            match page.last() {
-                Some(last) if page.len() == PAGE => after = Some(last.key.clone()),
-                _ => return Ok(names),
+            let after = rows.last().map(|row| row.key.as_str());
+            let page = self.records.list(&call, prefix, after, PAGE)?;
+            let is_last = page.len() < PAGE;
+            rows.extend(page);
+            if is_last {
+                return Ok(rows);
             }
         }
+    }
+
+    /// The names of the pipelines that something is stored of under a prefix: the first part of
+    /// what follows it.
+    fn first_names(&self, prefix: &str, what: &str) -> Result<Vec<PipelineName>> {
+        let rows = self.rows(prefix).map_err(|error| error.while_doing(what))?;
+        let mut names: Vec<PipelineName> = Vec::new();
+        for row in &rows {
+            match row.key[prefix.len()..].split('/').next().unwrap_or_default().parse() {
+                Ok(name) if names.last() == Some(&name) => {}
+                Ok(name) => names.push(name),
+                Err(_) => tracing::warn!(key = row.key, "ignoring a key with a foreign name"),
+            }
+        }
+        // In key order `a-b/…` comes before `a/…`.
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
     }
 }
 
@@ -331,6 +314,45 @@ fn parse<T: DeserializeOwned>(key: &str, record: &Record, schema: u32) -> Result
         let message = format!("the record of `{key}` is whole, but not what it should be");
         Error::new(ErrorKind::Corrupt, message).because(error)
     })
+}
+
+/// The state in a record, of whatever schema.
+fn state_record(key: &str, record: &Record) -> Result<StateRecord> {
+    let version = record.version;
+    if record.schema >= SCHEMA_VERSION {
+        let value = parse(key, record, SCHEMA_VERSION)?;
+        return Ok(StateRecord { state: Versioned { value, version }, original: None });
+    }
+    let document: Value = parse(key, record, SCHEMA_VERSION)?;
+    let migrated = schema::migrate(document.clone(), record.schema);
+    let value = migrated
+        .and_then(|document| {
+            serde_path_to_error::deserialize(document).map_err(|error| {
+                let message = format!("the migrated state is wrong at `{}`", error.path());
+                Error::new(ErrorKind::Invalid, message).because(error.into_inner())
+            })
+        })
+        .map_err(|error| {
+            let message = format!("the record of `{key}` is whole, but not what it should be");
+            Error::new(ErrorKind::Corrupt, message).because(error)
+        })?;
+    let original = Some(OriginalState { schema: record.schema, document });
+    Ok(StateRecord { state: Versioned { value, version }, original })
+}
+
+/// A record that holds a state, of whatever schema, in its `state`. `what` names such records.
+fn with_state<T: DeserializeOwned>(mut document: Value, what: &str) -> Result<T> {
+    let wrong = |error: Error| match error.kind() {
+        ErrorKind::Unsupported => error,
+        _ => Error::new(ErrorKind::Corrupt, format!("the record is whole, but no {what}"))
+            .because(error),
+    };
+    if let Some(version) = document.get("state").and_then(schema::version_of) {
+        let migrated = schema::migrate(document["state"].take(), version);
+        document["state"] = migrated.map_err(wrong)?;
+    }
+    serde_json::from_value(document)
+        .map_err(|error| wrong(Error::new(ErrorKind::Invalid, "it does not read").because(error)))
 }
 
 /// A state must be about the pipeline it is stored for.

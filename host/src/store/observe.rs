@@ -8,9 +8,7 @@ use oxiflow_plugin_api::Call;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{
-    OPERATION_TIMEOUT, PAGE, StateStore, body_of, check_subject, keys, milliseconds, parse,
-};
+use super::{OPERATION_TIMEOUT, StateStore, body_of, check_subject, keys, milliseconds, parse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::Record;
 use crate::metrics::Figures;
@@ -95,21 +93,11 @@ impl StateStore {
     }
 
     fn stored(&self, prefix: &str) -> Result<Stored> {
-        let mut stored = Stored::default();
-        let mut after: Option<String> = None;
-        loop {
-            let call = Call::within(OPERATION_TIMEOUT);
-            let page =
-                self.records.list(&call, prefix, after.as_deref(), PAGE).map_err(|error| {
-                    Error::from(error).while_doing(format!("cannot list the keys under `{prefix}`"))
-                })?;
-            stored.records += u64::try_from(page.len()).unwrap_or(u64::MAX);
-            stored.bytes = page.iter().fold(stored.bytes, |sum, row| sum.saturating_add(row.size));
-            match page.last() {
-                Some(last) if page.len() == PAGE => after = Some(last.key.clone()),
-                _ => return Ok(stored),
-            }
-        }
+        let rows = self
+            .rows(prefix)
+            .map_err(|error| error.while_doing(format!("cannot list the keys under `{prefix}`")))?;
+        let bytes = rows.iter().fold(0_u64, |sum, row| sum.saturating_add(row.size));
+        Ok(Stored { records: rows.len() as u64, bytes })
     }
 
     /// [`body_of`], timed.

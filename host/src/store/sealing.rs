@@ -4,13 +4,14 @@
 use chrono::{DateTime, Utc};
 use oxiflow_plugin_api::{Call, Version};
 
-use super::{OPERATION_TIMEOUT, PAGE, StateStore, keys};
+use super::{OPERATION_TIMEOUT, StateStore, keys};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{self, Encryption, Record};
 use crate::model::PipelineName;
 
 /// All prefixes that records are kept under.
-const PREFIXES: [&str; 4] = [keys::STATES, keys::LEASES, "backup/", "history/"];
+const PREFIXES: [&str; 5] =
+    [keys::STATES, keys::LEASES, keys::BACKUPS, keys::HISTORY, keys::QUARANTINE];
 
 /// Prefix of the names that rescued states are sealed under; never a key of the storage.
 const RESCUED: &str = "rescue/";
@@ -44,20 +45,9 @@ impl StateStore {
     pub fn all_keys(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for prefix in PREFIXES {
-            let mut after: Option<String> = None;
-            loop {
-                let call = Call::within(OPERATION_TIMEOUT);
-                let page = self
-                    .records
-                    .list(&call, prefix, after.as_deref(), PAGE)
-                    .map_err(|error| Error::from(error).while_doing("cannot list the records"))?;
-                let full = page.len() == PAGE;
-                found.extend(page.into_iter().map(|row| row.key));
-                if !full {
-                    break;
-                }
-                after = found.last().cloned();
-            }
+            let rows = self.rows(prefix);
+            let rows = rows.map_err(|error| error.while_doing("cannot list the records"))?;
+            found.extend(rows.into_iter().map(|row| row.key));
         }
         Ok(found)
     }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::app::App;
-use crate::cli::ui::{Ui, number_of, time};
+use crate::cli::ui::{Ui, number_of};
 use crate::cli::{read_file, whoami};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::PipelineName;
@@ -30,23 +30,14 @@ pub(super) fn run(
         return Err(Error::new(ErrorKind::Invalid, message)
             .hint("export one with `oxide_flow state export` to see what it looks like"));
     }
-    if let Some(existing) = app.store.load_state(pipeline)? {
-        let state = existing.value;
-        ui.aside(&format!(
-            "this replaces the state of `{pipeline}`: {}, {}, saved {}",
-            state.status.as_str(),
-            number_of(state.records_processed, "record"),
-            time(state.last_heartbeat, app.clock.now()),
-        ));
+    if super::tell_what_is_replaced(app, pipeline, ui)? {
         confirm(yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
     }
     let who = whoami();
     let options = super::rewrite_options(app, &who, wait);
     let request = Import { pipeline, document, source: &shown, options };
     let imported = import(&app.store, &app.clock, request)?;
-    if let Some(backup_id) = &imported.backup_id {
-        ui.aside(&format!("the state before is kept as backup {backup_id}"));
-    }
+    super::tell_kept(imported.kept.as_ref(), ui);
     let state = &imported.state;
     ui.aside(&format!(
         "imported the state of `{pipeline}`: {}, {}, now at version {}",

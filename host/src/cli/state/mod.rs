@@ -23,12 +23,13 @@ use std::time::Duration;
 
 use super::args::{Global, StateCommand};
 use super::open_app;
-use super::ui::Ui;
+use super::ui::{Ui, number_of, time};
 use crate::app::App;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::{Worker, WorkerStatus};
 use crate::model::{PipelineName, PipelineState, PipelineStatus};
-use crate::recovery::RewriteOptions;
+use crate::recovery::{Kept, RewriteOptions};
+use crate::store::{DamagedState, ExaminedState};
 
 pub(super) use figures::{milliseconds, size};
 pub(super) use lock::described;
@@ -89,6 +90,44 @@ fn effective_status(state: &PipelineState, holder: Option<&Worker>) -> &'static 
     match state.status {
         PipelineStatus::Running if !held => "interrupted",
         status => status.as_str(),
+    }
+}
+
+/// Says which state a command is about to replace; `false` when there is none.
+fn tell_what_is_replaced(app: &App, pipeline: &PipelineName, ui: &Ui) -> Result<bool> {
+    match app.store.examine_state(pipeline)? {
+        ExaminedState::Absent => return Ok(false),
+        ExaminedState::Whole(record) => {
+            let state = &record.state.value;
+            ui.aside(&format!(
+                "this replaces the state of `{pipeline}`: {}, {}, saved {}",
+                state.status.as_str(),
+                number_of(state.records_processed, "record"),
+                time(state.last_heartbeat, app.clock.now()),
+            ));
+        }
+        ExaminedState::Damaged(damaged) => tell_damaged(&damaged, pipeline, ui),
+    }
+    Ok(true)
+}
+
+/// Says that a state is damaged, and that its bytes will be kept.
+fn tell_damaged(damaged: &DamagedState, pipeline: &PipelineName, ui: &Ui) {
+    let why = chain(&damaged.error);
+    ui.warning(&format!("the state of `{pipeline}` is damaged: {why}"));
+    ui.aside("its bytes are quarantined before it is replaced");
+}
+
+/// Says where the state is kept that a command replaced.
+fn tell_kept(kept: Option<&Kept>, ui: &Ui) {
+    match kept {
+        Some(Kept::Backup(id)) => {
+            ui.aside(&format!("the state before is kept as backup {id}"));
+        }
+        Some(Kept::Quarantined(id)) => {
+            ui.aside(&format!("the damaged bytes are kept in quarantine as {id}"));
+        }
+        None => {}
     }
 }
 

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::history;
 use crate::model::{PipelineName, differences};
 use crate::recovery::{rollback, rollback_target};
+use crate::store::ExaminedState;
 
 /// How to go back.
 pub(super) struct Options {
@@ -37,8 +38,9 @@ pub(super) fn run(
         target.status.as_str(),
         number_of(target.records_processed, "record"),
     ));
-    let present = app.store.load_state(pipeline)?.map(|state| state.value);
-    let changes = match &present {
+    let examined = app.store.examine_state(pipeline)?;
+    let present = examined.whole().map(|record| &record.state.value);
+    let changes = match present {
         Some(present) => {
             differences(&reference::document(present)?, &reference::document(&target)?)
         }
@@ -47,11 +49,15 @@ pub(super) fn run(
     // These only grow, whatever the record says.
     let kept = |path: &str| matches!(path, "version" | "epoch");
     let changes: Vec<_> = changes.into_iter().filter(|change| !kept(&change.path)).collect();
-    if present.is_some() {
-        let changed = number_of(changes.len() as u64, "field");
-        ui.aside(&format!("going back to it changes {changed} of the present state"));
-    } else {
-        ui.aside(&format!("pipeline `{pipeline}` has no state now; this gives it one"));
+    match &examined {
+        ExaminedState::Whole(_) => {
+            let changed = number_of(changes.len() as u64, "field");
+            ui.aside(&format!("going back to it changes {changed} of the present state"));
+        }
+        ExaminedState::Absent => {
+            ui.aside(&format!("pipeline `{pipeline}` has no state now; this gives it one"));
+        }
+        ExaminedState::Damaged(damaged) => super::tell_damaged(damaged, pipeline, ui),
     }
     if options.dry_run {
         if !changes.is_empty() {
@@ -64,9 +70,7 @@ pub(super) fn run(
     let who = whoami();
     let rewrite = super::rewrite_options(app, &who, options.wait);
     let rolled = rollback(&app.store, &app.clock, &record, &rewrite)?;
-    if let Some(backup_id) = &rolled.backup_id {
-        ui.aside(&format!("the state before is kept as backup {backup_id}"));
-    }
+    super::tell_kept(rolled.kept.as_ref(), ui);
     ui.aside(&format!(
         "rolled `{pipeline}` back to {}: {}, {}, now at version {}",
         record.history_id,

@@ -11,7 +11,7 @@ use crate::cli::ui::{Ui, number_of};
 use crate::cli::{exit, whoami};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::{PipelineName, SCHEMA_VERSION};
-use crate::recovery::{stored_schema, upgrade};
+use crate::recovery::{Kept, stored_schema, upgrade};
 
 #[derive(Serialize)]
 struct Row {
@@ -101,7 +101,10 @@ fn rewrite(app: &App, args: &UpgradeArgs, rows: &mut [Row]) {
         match upgrade(&app.store, &app.clock, &row.pipeline, from, &options) {
             Ok(rewritten) => {
                 row.status = "upgraded";
-                row.backup_id = rewritten.and_then(|rewritten| rewritten.backup_id);
+                row.backup_id = match rewritten.and_then(|rewritten| rewritten.kept) {
+                    Some(Kept::Backup(id) | Kept::Quarantined(id)) => Some(id),
+                    None => None,
+                };
             }
             Err(error) => row.fail(error),
         }

@@ -1,0 +1,219 @@
+//! What can be typed. Values are parsed here as far as they can be without looking at anything.
+
+mod state;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::model::PipelineName;
+
+pub(super) use state::{
+    BenchmarkArgs, ExportFormat, LockArgs, PushArgs, RekeyArgs, StateCommand, StateListArgs,
+    UpgradeArgs,
+};
+
+/// Durable state for data pipelines: checkpoints, leases, recovery.
+#[derive(Debug, Parser)]
+#[command(name = "oxide_flow", version, arg_required_else_help = true, max_term_width = 100)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    pub(super) global: Global,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Global {
+    /// The project: a folder with an oxiflow.yaml [default: the nearest one upwards]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(super) project: Option<PathBuf>,
+    /// Log what happens to standard error; twice for more. RUST_LOG overrides it
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(super) verbose: u8,
+    /// The form of log lines
+    #[arg(long, global = true, value_enum, default_value_t, env = "OXIFLOW_LOG_FORMAT")]
+    pub(super) log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub(super) enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run a pipeline, or resume it where its last checkpoint was
+    #[command(after_help = "Examples:
+  oxide_flow run orders              run or resume the pipeline `orders`
+  oxide_flow run orders --fresh      start over, whatever was reached
+  oxide_flow run orders --wait 30s   wait for another worker to finish first")]
+    Run(RunArgs),
+    /// Make a new project
+    Init(InitArgs),
+    /// Report progress from inside a step
+    #[command(after_help = "Example, in a step:
+  oxide_flow progress --records 100 --last-id 42")]
+    Progress(ProgressArgs),
+    /// Look at pipeline files
+    #[command(subcommand)]
+    Pipeline(PipelineCommand),
+    /// Look at and change the state of pipelines
+    #[command(subcommand)]
+    State(StateCommand),
+    /// Look at and stop workers
+    #[command(subcommand)]
+    Worker(WorkerCommand),
+    /// Look at backend plugins
+    #[command(subcommand)]
+    Plugin(PluginCommand),
+    /// Remove what is kept beyond its bounds, once; for cron
+    Maintain(MaintainArgs),
+    /// Check that the store can be opened, written and read
+    #[command(after_help = "Exit code 0 when it is healthy, 1 when it is not.")]
+    Health {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The pipeline [default: the only one, or `pipeline`]
+    pub(super) pipeline: Option<PipelineName>,
+    /// Start over instead of resuming; an unfinished state is backed up first
+    #[arg(long)]
+    pub(super) fresh: bool,
+    /// How long to wait for another worker to finish, such as 30s
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(super) wait: Duration,
+    /// Print the final state as JSON; the output of steps goes to standard error
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Do not show the output of steps
+    #[arg(long, short)]
+    pub(super) quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    /// The name of the project [default: the name of the folder]
+    #[arg(value_name = "NAME", conflicts_with = "name_option")]
+    pub(super) name: Option<String>,
+    /// The name of the project, as an option
+    #[arg(long = "name", short = 'n', id = "name_option", value_name = "NAME")]
+    pub(super) name_option: Option<String>,
+    /// The folder to make it in [default: NAME, or here without a name]
+    #[arg(long, short, value_name = "DIR")]
+    pub(super) directory: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ProgressArgs {
+    /// Records processed since the last report
+    #[arg(long, default_value_t)]
+    pub(super) records: u64,
+    /// Records that failed since the last report, not counted in --records
+    #[arg(long, default_value_t)]
+    pub(super) failed: u64,
+    /// Bytes processed since the last report
+    #[arg(long, default_value_t)]
+    pub(super) bytes: u64,
+    /// The cursor that resume starts after
+    #[arg(long, value_name = "ID")]
+    pub(super) last_id: Option<String>,
+    /// The number of the batch just finished [default: counted]
+    #[arg(long)]
+    pub(super) batch: Option<u64>,
+    /// How many records the step expects in all
+    #[arg(long)]
+    pub(super) total: Option<u64>,
+    /// A line for people
+    #[arg(long, value_name = "TEXT")]
+    pub(super) message: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PipelineCommand {
+    /// List the pipelines of the project
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check pipeline files without running anything
+    Check {
+        /// The pipeline [default: all]
+        #[arg(allow_hyphen_values = true)]
+        pipeline: Option<PipelineName>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct MaintainArgs {
+    /// Say what would be removed, and remove nothing
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum WorkerCommand {
+    /// List the workers that hold a pipeline
+    List {
+        /// Only the worker of this pipeline
+        #[arg(long, allow_hyphen_values = true)]
+        pipeline: Option<PipelineName>,
+        /// Also workers that have released their pipeline
+        #[arg(long)]
+        all: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a worker
+    Show {
+        /// The worker's id
+        worker: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Ask a worker to checkpoint, end its step and release, or release what a dead one holds
+    Stop {
+        /// The worker's id
+        worker: String,
+        /// How long to wait until it has stopped; 0s does not wait
+        #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "60s")]
+        wait: Duration,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum PluginCommand {
+    /// List the backend plugins that are found, in order of precedence
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a plugin and show what it is; it is loaded in a process of its own
+    Inspect {
+        /// The library
+        file: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        /// Load it in this process
+        #[arg(long, hide = true)]
+        in_process: bool,
+    },
+}

@@ -1,0 +1,64 @@
+//! Doing something to a pipeline under its lease, so that no worker is at work meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::Clock;
+use crate::error::Result;
+use crate::lease::{Acquire, HeldLease, acquire, this_process};
+use crate::model::PipelineName;
+use crate::store::StateStore;
+
+/// How long the lease of an administrative change lasts; it is released right after.
+const LEASE_TTL: Duration = Duration::from_secs(30);
+
+/// Which pipeline to hold, and what for.
+pub(super) struct Claim<'a> {
+    /// The pipeline.
+    pub(super) pipeline: &'a PipelineName,
+    /// What for; shown to those who find the lease held.
+    pub(super) purpose: &'a str,
+    /// How long to wait for a live worker to finish.
+    pub(super) wait: Duration,
+    /// The epoch of the lease is greater than this.
+    pub(super) epoch_floor: u64,
+}
+
+/// Acquires the lease, calls `work` with its epoch, and releases it again.
+///
+/// # Errors
+/// `LeaseHeld` when a live worker is on the pipeline; as `work` fails; otherwise as the store
+/// fails.
+pub(super) fn under_lease<T>(
+    store: &StateStore,
+    clock: &Arc<dyn Clock>,
+    claim: &Claim<'_>,
+    work: impl FnOnce(u64) -> Result<T>,
+) -> Result<T> {
+    let acquired = acquire(
+        store,
+        clock.as_ref(),
+        &mut Acquire {
+            pipeline: claim.pipeline,
+            holder: &this_process()?,
+            purpose: claim.purpose,
+            ttl: LEASE_TTL,
+            wait: claim.wait,
+            epoch_floor: claim.epoch_floor,
+            on_wait: &mut |_| {},
+        },
+    )?;
+    let epoch = acquired.lease.value.epoch;
+    let lease = HeldLease::start(
+        store.clone(),
+        Arc::clone(clock),
+        acquired.lease,
+        LEASE_TTL / 3,
+        |event| tracing::debug!(?event, "during an administrative change"),
+    )?;
+    let done = work(epoch);
+    let released = lease.release();
+    let done = done?;
+    released?;
+    Ok(done)
+}
