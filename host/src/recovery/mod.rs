@@ -10,6 +10,7 @@ mod rollback;
 mod upgrade;
 
 pub use backup::{back_up, back_up_record, quarantine};
+pub use guard::{Claim, under_lease};
 pub use import::{Import, import, read_document};
 pub use rekey::{RekeyPlan, Rekeyed, plan_rekey, rekey};
 pub use rescue::{Pushed, Rescued, push, read_rescue_file, write_rescue_file};
