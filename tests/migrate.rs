@@ -104,11 +104,14 @@ fn all_records_arrive_byte_by_byte_and_the_old_store_sends_workers_away() {
     other(&project, &["run", "p1"]).expect(0);
     other(&project, &["run", "new"]).expect(0);
 
-    let undone = project.run(&["migrate", "--to", "other.yaml", "--undo", "--yes"]);
+    // Files may be called otherwise by then.
+    std::fs::rename(project.path().join("other.yaml"), project.path().join("new.yaml")).unwrap();
+    let undone = project.run(&["migrate", "--to", "new.yaml", "--undo", "--yes"]);
+    std::fs::rename(project.path().join("new.yaml"), project.path().join("other.yaml")).unwrap();
     insta::assert_snapshot!(undone.story(&project), @r"
     exit 0
     --- stderr
-    from the `file` store of DIR/other.yaml
+    from the `file` store of DIR/new.yaml
     to the `file` store of DIR/oxiflow.yaml
     moved 4 pipelines with 11 records, each read back and compared
     the state is kept in the `file` store of DIR/oxiflow.yaml now

@@ -13,7 +13,8 @@ use super::{exit, open_app, open_other, whoami};
 use crate::app::App;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::migration::{
-    Arrival, Comparison, Difference, Endpoint, MoveOptions, MoveReport, Route, compare, survey,
+    Arrival, Comparison, Difference, Endpoint, MoveOptions, MoveReport, Route, compare,
+    migration_between, survey,
 };
 use crate::model::{MigrationPhase, StorePlace};
 
@@ -69,10 +70,8 @@ pub(super) fn run(global: &Global, args: &MigrateArgs, ui: &Ui) -> Result<ExitCo
     if args.dry_run {
         return plan(&from, &*clock, args, report, ui);
     }
-    let outgoing = from.store.outgoing_migration()?.map(|found| found.value);
-    let is_done = outgoing.is_some_and(|migration| {
-        migration.phase == MigrationPhase::Done && migration.to == to.place
-    });
+    let begun = migration_between(&from, &to)?;
+    let is_done = begun.is_some_and(|migration| migration.phase == MigrationPhase::Done);
     let mut code = ExitCode::SUCCESS;
     if is_done && !args.undo {
         if !args.verify {

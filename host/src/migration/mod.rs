@@ -15,5 +15,5 @@ mod route;
 mod survey;
 
 pub use compare::{Comparison, Difference, compare};
-pub use route::{Arrival, Endpoint, MoveOptions, MoveReport, Route};
+pub use route::{Arrival, Endpoint, MoveOptions, MoveReport, Route, migration_between};
 pub use survey::{Survey, Surveyed, survey};

@@ -327,16 +327,16 @@ impl Route {
 
     /// Whether this lease record says that the pipeline went along this route.
     pub(super) fn has_departed(&self, lease: &Lease) -> bool {
-        lease.moved.as_ref().is_some_and(|moved| moved.destination == self.destination())
+        let moved = lease.moved.as_ref();
+        moved.is_some_and(|moved| moved.destination.is_that_of(&self.destination()))
     }
 
     /// Whether this lease record, in the store that pipelines go back to, says that the pipeline
     /// went the other way along this route.
     fn was_leaving(&self, lease: &Lease) -> bool {
-        lease.moved.as_ref().is_some_and(|moved| {
-            moved.destination.migration_id == self.migration.migration_id
-                && moved.destination.place == self.from().place
-        })
+        let other_way = Destination { back: !self.is_undo, ..self.destination() };
+        let moved = lease.moved.as_ref();
+        moved.is_some_and(|moved| moved.destination.is_that_of(&other_way))
     }
 
     fn moved(&self, now: DateTime<Utc>) -> Moved {
@@ -345,7 +345,7 @@ impl Route {
 
     pub(super) fn destination(&self) -> Destination {
         let migration_id = self.migration.migration_id.clone();
-        Destination { migration_id, place: self.to().place.clone() }
+        Destination { migration_id, back: self.is_undo, place: self.to().place.clone() }
     }
 
     pub(super) fn clock(&self) -> &dyn Clock {
@@ -382,27 +382,37 @@ impl Route {
     }
 }
 
-/// The migration that leads from one store to the other.
-fn found(from: &Endpoint, to: &Endpoint) -> Result<Migration> {
+/// The migration that leads from one store to the other, begun or done; `None` when there is none.
+///
+/// # Errors
+/// As the stores fail.
+pub fn migration_between(from: &Endpoint, to: &Endpoint) -> Result<Option<Migration>> {
     let outgoing = from.store.outgoing_migration()?.map(|found| found.value);
     let incoming = to.store.incoming_migration()?.map(|found| found.value);
-    let migration = match (outgoing, incoming) {
-        (Some(outgoing), Some(incoming)) if outgoing.migration_id == incoming.migration_id => {
-            outgoing
-        }
+    let same = outgoing.filter(|outgoing| {
+        incoming.is_some_and(|incoming| incoming.migration_id == outgoing.migration_id)
+    });
+    Ok(same)
+}
+
+/// The migration that leads from one store to the other, to go on with.
+fn found(from: &Endpoint, to: &Endpoint) -> Result<Migration> {
+    let both = migration_between(from, to)?;
+    let outgoing = from.store.outgoing_migration()?.map(|found| found.value);
+    let incoming = to.store.incoming_migration()?.map(|found| found.value);
+    let migration = match (both, outgoing, incoming) {
+        (Some(migration), ..) => migration,
         // It was killed between the two notes at its beginning.
-        (None, Some(incoming)) if incoming.phase == MigrationPhase::Moving => incoming,
-        (Some(outgoing), _) => return Err(under_way(&outgoing)),
-        (None, _) => {
+        (None, None, Some(incoming)) if incoming.phase == MigrationPhase::Moving => incoming,
+        (None, Some(outgoing), _) => return Err(under_way(&outgoing)),
+        (None, None, _) => {
             let message = format!("no migration leads from this store to {}", to.place.config);
             return Err(Error::new(ErrorKind::NotFound, message)
                 .hint("begin one without `--resume` and `--undo`"));
         }
     };
-    if migration.from.config != from.place.config {
-        return Err(under_way(&migration));
-    }
-    Ok(migration)
+    // The files may have been renamed since.
+    Ok(Migration { from: from.place.clone(), to: to.place.clone(), ..migration })
 }
 
 fn under_way(migration: &Migration) -> Error {

@@ -55,9 +55,21 @@ pub struct StorePlace {
 pub struct Destination {
     /// The migration.
     pub migration_id: String,
+    /// Whether it is being undone, so that pipelines go back.
+    #[serde(default)]
+    pub back: bool,
     /// The store.
     #[serde(flatten)]
     pub place: StorePlace,
+}
+
+impl Destination {
+    /// Whether both are the same end of the same migration, whatever its configuration file is
+    /// called by now.
+    #[must_use]
+    pub fn is_that_of(&self, other: &Self) -> bool {
+        (&self.migration_id, self.back) == (&other.migration_id, other.back)
+    }
 }
 
 /// Where a pipeline went: in the lease record that it left behind.

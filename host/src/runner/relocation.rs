@@ -97,7 +97,8 @@ impl Run {
 
     /// Whether each save goes to this store as well.
     fn is_mirrored_in(&self, destination: &Destination) -> bool {
-        self.mirror.as_ref().is_some_and(|mirror| mirror.destination == *destination)
+        let mirror = self.mirror.as_ref();
+        mirror.is_some_and(|mirror| mirror.destination.is_that_of(destination))
     }
 
     /// Writes what was just saved to the second store, if there is one. The first one counts, so
