@@ -8,6 +8,7 @@ mod health;
 mod init;
 mod logging;
 mod maintain;
+mod moment;
 mod pipeline;
 mod plugin;
 mod progress;
