@@ -335,11 +335,10 @@ impl Run {
         let now = self.clock.now();
         self.checkpoint(|state| state.finish(status, now))?;
         self.record_history(HistoryKind::Run, &ending(&self.state));
-        let released = self.lease.take().map_or(Ok(()), HeldLease::release);
+        self.release();
         if let Some(care) = self.care.take() {
             care.finish();
         }
-        released?;
         Ok(self.state.clone())
     }
 
@@ -359,6 +358,16 @@ impl Run {
         );
     }
 
+    /// Gives the lease back, if it is held. How the run ended does not depend on that.
+    fn release(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && let Err(error) = lease.release()
+        {
+            let pipeline = &self.state.pipeline_id;
+            tracing::warn!(%pipeline, %error, "cannot release the lease; it runs out by itself");
+        }
+    }
+
     /// A save conflicted: names the worker that took over.
     fn explain(&self, conflict: Error) -> Error {
         let usurper = self.lease.as_ref().map(HeldLease::look_for_usurper);
@@ -375,12 +384,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && let Err(error) = lease.release()
-        {
-            let pipeline = &self.state.pipeline_id;
-            tracing::warn!(%pipeline, %error, "cannot release the lease; it runs out by itself");
-        }
+        self.release();
     }
 }
 
