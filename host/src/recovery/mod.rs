@@ -12,6 +12,8 @@ mod restore;
 mod retention;
 mod rewrite;
 mod rollback;
+#[cfg(test)]
+mod tests;
 mod upgrade;
 mod upkeep;
 

@@ -314,6 +314,6 @@ fn print(states: &[StateRow], copies: &[CopyRow], now: DateTime<Utc>, ui: &Ui) {
             Verdict::Held => "",
             _ => "; `--pipeline NAME` removes it all the same",
         };
-        ui.aside(&format!("left, {}: {}{way}", verdict.as_str(), names.join(", ")));
+        ui.aside(&format!("left ({}): {}{way}", verdict.as_str(), names.join(", ")));
     }
 }
