@@ -16,7 +16,7 @@ use crate::clock::Clock;
 use crate::error::ErrorKind;
 use crate::history::{self, Event};
 use crate::layer;
-use crate::model::{Backup, HistoryKind, PipelineName, PipelineState, PipelineStatus};
+use crate::model::{Backup, HistoryKind, Holder, PipelineName, PipelineState, PipelineStatus};
 use crate::store::{ExaminedState, StateStore};
 
 const HOUR: i64 = 3600;
@@ -282,12 +282,13 @@ fn a_point_in_time_is_found_among_backups_and_history() {
     let record = world.record();
     world.go_to(3 * HOUR);
     world.save("c3");
-    world.back_up("manual");
+    let newest = world.back_up("manual");
     let place = |time| world.find(Wanted::At(time)).map(|found| found.place);
     assert_eq!(place(at(HOUR)).unwrap(), CopyPlace::Backup(backup.clone()));
     assert_eq!(place(at(2 * HOUR - 1)).unwrap(), CopyPlace::Backup(backup.clone()));
     assert_eq!(place(at(2 * HOUR)).unwrap(), CopyPlace::History(record.clone()));
     assert_eq!(place(at(3 * HOUR - 1)).unwrap(), CopyPlace::History(record.clone()));
+    assert_eq!(place(at(3 * HOUR)).unwrap(), CopyPlace::Backup(newest));
     assert_eq!(place(at(HOUR - 1)).unwrap_err().kind(), ErrorKind::NotFound);
     world.shelf.damage(&format!("history/p/{record}"));
     let found = world.find(Wanted::At(at(2 * HOUR))).unwrap();
@@ -500,6 +501,28 @@ fn a_full_store_gives_up_a_state_without_a_copy_only_when_that_is_wanted_and_nob
     held.shelf.fill();
     assert_eq!(held.delete(true).unwrap_err().kind(), ErrorKind::LeaseHeld);
     assert_eq!(held.cursor().as_deref(), Some("c1"));
+}
+
+#[test]
+fn a_full_store_does_not_give_up_the_state_of_a_worker_that_may_be_alive_elsewhere() {
+    let world = World::new();
+    world.save("c1");
+    let holder = Holder { boot_id: "another".into(), ..crate::lease::this_process().unwrap() };
+    let mut acquire = crate::lease::Acquire {
+        pipeline: &world.pipeline,
+        holder: &holder,
+        purpose: "run",
+        ttl: Duration::from_millis(30),
+        wait: Duration::ZERO,
+        epoch_floor: 0,
+        on_wait: &mut |_| {},
+    };
+    crate::lease::acquire(&world.store, world.clock.as_ref(), &mut acquire).unwrap();
+    world.go_to(HOUR);
+    world.shelf.fill();
+    // Its lease has run out, so it could be taken over, if there were room for that.
+    assert_eq!(world.delete(true).unwrap_err().kind(), ErrorKind::NoSpace);
+    assert_eq!(world.cursor().as_deref(), Some("c1"));
 }
 
 #[test]
