@@ -9,6 +9,7 @@ mod init;
 mod logging;
 mod maintain;
 mod migrate;
+mod moment;
 mod pipeline;
 mod plugin;
 mod progress;

@@ -7,9 +7,11 @@
 //! `migrate --resume` makes the pipeline arrive.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use oxiflow_plugin_api::{Expected, Version};
 
+use super::care::SelfCare;
 use super::events::RunEvent;
 use super::session::Run;
 use super::steps::Runner;
@@ -130,6 +132,8 @@ impl Run {
         let version = version.ok_or_else(lost)?;
         let lease = self.lease.take().ok_or_else(lost)?;
         let Mirror { store, destination, .. } = mirror;
+        // What it would still write here would stay behind.
+        self.care = None;
         let moved = Moved { destination, moved_at: self.clock.now() };
         let departed = lease.depart(&moved)?;
         let arrived = departed.arrive(&store).map_err(|error| {
@@ -141,6 +145,9 @@ impl Run {
         self.lease = Some(arrived);
         self.store = store;
         self.version = version;
-        self.save()
+        self.save()?;
+        let (store, clock) = (self.store.clone(), Arc::clone(&self.clock));
+        self.care = Some(SelfCare::start(store, clock, pipeline, self.upkeep)?);
+        Ok(())
     }
 }

@@ -162,6 +162,23 @@ impl StateStore {
             .map_err(|error| error.while_doing(format!("cannot copy the state of `{pipeline}`")))
     }
 
+    /// Deletes the state of a pipeline if `expected` holds; `false` when there is none.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn delete_state(&self, pipeline: &PipelineName, expected: &Expected) -> Result<bool> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        let deleted = self.records.delete(&call, &keys::state(pipeline), expected);
+        let deleted = deleted.map_err(|error| {
+            let what = format!("cannot delete the state of pipeline `{pipeline}`");
+            Error::from(error).while_doing(what)
+        })?;
+        if deleted {
+            tracing::info!(target: "oxide_flow::state", %pipeline, "State deleted");
+        }
+        Ok(deleted)
+    }
+
     /// The pipelines that have a state, by name.
     ///
     /// # Errors

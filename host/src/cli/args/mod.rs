@@ -10,8 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::model::PipelineName;
 
 pub(super) use state::{
-    BenchmarkArgs, ExportFormat, LockArgs, PushArgs, RekeyArgs, StateCommand, StateListArgs,
-    UpgradeArgs,
+    BackupArgs, BenchmarkArgs, CleanupArgs, DeleteArgs, ExportFormat, LockArgs, PushArgs,
+    RekeyArgs, RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateBackupArgs,
 };
 
 /// Durable state for data pipelines: checkpoints, leases, recovery.
@@ -72,7 +72,7 @@ pub(super) enum Command {
     /// Look at backend plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
-    /// Remove what is kept beyond its bounds, once; for cron
+    /// Make the backups that are due and remove what need not be kept, once; for cron
     Maintain(MaintainArgs),
     /// Move all pipelines to another store
     #[command(
@@ -200,7 +200,7 @@ pub(super) struct MigrateArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct MaintainArgs {
-    /// Say what would be removed, and remove nothing
+    /// Say what would be done, and do nothing
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Print JSON
