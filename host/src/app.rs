@@ -12,10 +12,11 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, EncryptionSection, Env, KeyPlace, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{self, KeySource, Keyring};
-use crate::lease::this_process;
+use crate::lease::{safe_time, this_process};
 use crate::model::PipelineName;
 use crate::plugin::{OptionProblem, Plugin, SearchPath};
-use crate::runner::RunRequest;
+use crate::recovery::Spool;
+use crate::runner::{Fallback, RunRequest};
 use crate::store::StateStore;
 
 /// The backend that keeps state for one process only; used when `state.enabled` is false.
@@ -109,6 +110,39 @@ impl App {
             lease_ttl: self.config.state.lease_ttl,
             heartbeat_interval: self.config.state.heartbeat_interval,
             wait,
+            fallback: self.fallback(),
+        })
+    }
+
+    /// What runs of this project do while the store is away.
+    #[must_use]
+    pub fn fallback(&self) -> Fallback {
+        let section = &self.config.state.fallback;
+        Fallback { spool: self.spool(), enabled: section.enabled, limit: section.degraded_limit }
+    }
+
+    /// The states that runs of this project spooled on local disk.
+    #[must_use]
+    pub fn spool(&self) -> Spool {
+        Spool::new(self.config.state.fallback.spool_dir.clone())
+    }
+
+    /// What a person should know of how long runs go on without their lease; `None` when they
+    /// end before anybody can have taken over.
+    #[must_use]
+    pub fn unfenced_limit(&self) -> Option<String> {
+        let state = &self.config.state;
+        let safe = safe_time(state.lease_ttl);
+        let limit = state.fallback.degraded_limit.filter(|_| state.fallback.enabled)?;
+        let shown = |time: Duration| humantime::format_duration(time).to_string();
+        (limit > safe).then(|| {
+            format!(
+                "`state.fallback.degraded_limit` is {}, and a lease is safe for {}: while the store \
+                 is away, steps go on though another machine may have taken the pipeline over, and \
+                 both may write",
+                shown(limit),
+                shown(safe)
+            )
         })
     }
 }

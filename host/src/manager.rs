@@ -53,6 +53,7 @@ impl StateManager {
             lease_ttl: state.lease_ttl,
             heartbeat_interval: state.heartbeat_interval,
             wait: Duration::ZERO,
+            fallback: self.app.fallback(),
         };
         let clock = Arc::clone(&self.app.clock);
         // What the lease tells is found in the run: `stop_requested`, and the error of a save.

@@ -29,6 +29,9 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     if let Some(reservation) = app.reservation() {
         ui.warning(&reservation);
     }
+    if let Some(warning) = app.unfenced_limit() {
+        ui.warning(&warning);
+    }
     let request = app.run_request(&pipeline, args.fresh, args.wait)?;
     let view = RunView::new(&pipeline, args);
     let runner = Runner::new(RunnerParts {

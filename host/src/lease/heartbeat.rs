@@ -2,7 +2,8 @@
 //!
 //! Each renewal is a compare-and-swap, so a request or a takeover by somebody else shows up as a
 //! conflict. The holder gives up before others may take over: at [`GIVE_UP_PERCENT`] of the time to live
-//! without a renewal, counted from before the last successful attempt was made.
+//! without a renewal, counted from before the last successful attempt was made. Only when it was told
+//! to, with a [`Tempo::limit`] beyond that, it goes on longer, and may find that it was taken over.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -18,11 +19,52 @@ use crate::store::{StateStore, Versioned};
 /// The part of the time to live after which a holder that could not renew gives up, in percent.
 const GIVE_UP_PERCENT: u32 = 80;
 
+/// How long a holder may go on without a renewal so that nobody can have taken over.
+#[must_use]
+pub fn safe_time(ttl: Duration) -> Duration {
+    ttl * GIVE_UP_PERCENT / 100
+}
+
+/// How often a lease is renewed, and for how long it is held while that fails.
+#[derive(Clone, Copy, Debug)]
+pub struct Tempo {
+    /// How often it is renewed.
+    pub interval: Duration,
+    /// How long the holder goes on after the first failure; `None` for as long as nobody can have
+    /// taken over, which a shorter limit cannot lengthen.
+    pub limit: Option<Duration>,
+}
+
+impl Tempo {
+    /// Renewals in this interval, and no going on beyond the lease.
+    #[must_use]
+    pub fn every(interval: Duration) -> Self {
+        Self { interval, limit: None }
+    }
+
+    /// When the holder of a lease that was last renewed at `renewed` gives up, if renewing has
+    /// failed since `failing`.
+    fn give_up_at(&self, ttl: Duration, renewed: Duration, failing: Duration) -> Duration {
+        let safe = renewed + safe_time(ttl);
+        match self.limit {
+            None => safe,
+            Some(limit) if limit <= safe_time(ttl) => safe.min(failing + limit),
+            Some(limit) => failing.saturating_add(limit),
+        }
+    }
+
+    fn goes_beyond(&self, ttl: Duration) -> bool {
+        self.limit.is_some_and(|limit| limit > safe_time(ttl))
+    }
+}
+
 /// Something that the holder of a lease must react to.
 #[derive(Clone, Debug)]
 pub enum LeaseEvent {
     /// The lease was renewed, and lasts its time to live from now.
     Renewed,
+    /// It could not be renewed, and the holder goes on all the same, as its limit allows.
+    GoesOn,
     /// Somebody asks to stop; the request has been acknowledged.
     StopRequested(Request),
     /// The lease is lost: stop at once and write nothing more.
@@ -36,8 +78,13 @@ pub enum LostReason {
     TakenOver(Box<Lease>),
     /// Somebody released it by force.
     Released,
-    /// It could not be renewed in time; the text says why.
-    Expired(String),
+    /// It could not be renewed in time.
+    Expired {
+        /// Why not.
+        cause: String,
+        /// Whether the store was away, rather than full or broken.
+        outage: bool,
+    },
 }
 
 impl LostReason {
@@ -50,7 +97,7 @@ impl LostReason {
                 lease.holder.worker_id, lease.holder.pid, lease.holder.host, lease.epoch
             ),
             Self::Released => format!("the lease of pipeline `{pipeline}` was released by force"),
-            Self::Expired(cause) => {
+            Self::Expired { cause, .. } => {
                 format!("the lease of pipeline `{pipeline}` could not be renewed in time: {cause}")
             }
         };
@@ -70,7 +117,7 @@ pub struct HeldLease {
 struct Shared {
     store: StateStore,
     clock: Arc<dyn Clock>,
-    interval: Duration,
+    tempo: Tempo,
     on_event: Box<Callback>,
     inner: Mutex<Inner>,
     wake: Condvar,
@@ -80,6 +127,8 @@ struct Inner {
     lease: Versioned<Lease>,
     /// Monotonic time before the attempt that last renewed the lease.
     renewed: Duration,
+    /// Monotonic time at which it was last certain that the holder may go on.
+    assured: Duration,
     lost: Option<LostReason>,
     stopping: bool,
 }
@@ -93,14 +142,15 @@ impl HeldLease {
         store: StateStore,
         clock: Arc<dyn Clock>,
         lease: Versioned<Lease>,
-        interval: Duration,
+        tempo: Tempo,
         on_event: impl Fn(LeaseEvent) + Send + Sync + 'static,
     ) -> Result<Self> {
         let renewed = clock.monotonic();
-        let inner = Mutex::new(Inner { lease, renewed, lost: None, stopping: false });
+        let inner =
+            Mutex::new(Inner { lease, renewed, assured: renewed, lost: None, stopping: false });
         let on_event = Box::new(on_event);
         let shared =
-            Arc::new(Shared { store, clock, interval, on_event, inner, wake: Condvar::new() });
+            Arc::new(Shared { store, clock, tempo, on_event, inner, wake: Condvar::new() });
         let thread = std::thread::Builder::new()
             .name("heartbeat".into())
             .spawn({
@@ -123,6 +173,13 @@ impl HeldLease {
     #[must_use]
     pub fn age(&self) -> Duration {
         self.shared.clock.monotonic().saturating_sub(self.shared.lock().renewed)
+    }
+
+    /// Time since it was last certain that the holder may go on: it renewed the lease, or its limit
+    /// lets it go on without.
+    #[must_use]
+    pub fn doubt(&self) -> Duration {
+        self.shared.clock.monotonic().saturating_sub(self.shared.lock().assured)
     }
 
     /// Why the lease was lost; `None` while it is held as far as is known.
@@ -189,7 +246,10 @@ impl Shared {
 
     /// The body of the heartbeat thread.
     fn beat(&self) {
-        let mut pause = self.interval;
+        let interval = self.tempo.interval;
+        let mut pause = interval;
+        // Since when renewing fails.
+        let mut failing: Option<Duration> = None;
         loop {
             let inner = self.lock();
             let (inner, _) = self
@@ -202,23 +262,40 @@ impl Shared {
             let (lease, renewed) = (inner.lease.clone(), inner.renewed);
             drop(inner);
 
-            let give_up = lease.value.ttl() * GIVE_UP_PERCENT / 100;
-            let left = (renewed + give_up).saturating_sub(self.clock.monotonic());
-            match self.renew(&lease, left) {
-                Ok(None) => pause = self.interval,
+            let ttl = lease.value.ttl();
+            let attempted = self.clock.monotonic();
+            let give_up = self.tempo.give_up_at(ttl, renewed, failing.unwrap_or(attempted));
+            let left = give_up.saturating_sub(attempted);
+            let timeout = if self.tempo.goes_beyond(ttl) {
+                // The supervisor is to hear of every attempt before its own patience ends.
+                (renewed + safe_time(ttl)).saturating_sub(attempted).max(ttl / 4)
+            } else {
+                left.max(interval)
+            };
+            match self.renew(&lease, timeout) {
+                Ok(None) => (pause, failing) = (interval, None),
                 Ok(Some(lost)) => return self.lose(lost),
                 Err(error) => {
+                    failing.get_or_insert(attempted);
+                    // The limit is for a store that is away, not for one that is full or broken.
+                    let goes_beyond = self.tempo.goes_beyond(ttl) && error.is_outage();
+                    let give_up =
+                        if goes_beyond { give_up } else { give_up.min(renewed + safe_time(ttl)) };
                     // Time left is measured anew: the attempt itself took some.
-                    let left = (renewed + give_up).saturating_sub(self.clock.monotonic());
+                    let left = give_up.saturating_sub(self.clock.monotonic());
                     if left.is_zero() {
-                        let cause = crate::error::chain(&error);
-                        return self.lose(LostReason::Expired(cause));
+                        let (cause, outage) = (crate::error::chain(&error), error.is_outage());
+                        return self.lose(LostReason::Expired { cause, outage });
+                    }
+                    if goes_beyond {
+                        self.lock().assured = self.clock.monotonic();
+                        (self.on_event)(LeaseEvent::GoesOn);
                     }
                     tracing::warn!(
                         pipeline = %lease.value.pipeline_id, error = crate::error::chain(&error),
                         left_ms = left.as_millis(), "cannot renew the lease; trying again"
                     );
-                    pause = (self.interval / 4).min(left);
+                    pause = (interval / 4).min(left);
                 }
             }
         }
@@ -226,7 +303,7 @@ impl Shared {
 
     /// Renews the lease once; says how it was lost if it is. A process that was suspended past its
     /// lease comes here too: if nobody took over meanwhile, the swap succeeds and it goes on.
-    fn renew(&self, held: &Versioned<Lease>, left: Duration) -> Result<Option<LostReason>> {
+    fn renew(&self, held: &Versioned<Lease>, timeout: Duration) -> Result<Option<LostReason>> {
         let mut next = held.value.clone();
         let mut expected = held.version;
         let mut new_requests = Vec::new();
@@ -234,7 +311,6 @@ impl Shared {
             let attempted = self.clock.monotonic();
             next.renewed_at = self.clock.now();
             next.metrics = Some(self.store.figures());
-            let timeout = left.max(self.interval);
             match self.store.save_lease(&next, &Expected::Version(expected), timeout) {
                 Ok(version) => {
                     self.renewed(next, version, attempted);
@@ -280,6 +356,7 @@ impl Shared {
         let mut inner = self.lock();
         inner.lease = Versioned { value: lease, version };
         inner.renewed = attempted;
+        inner.assured = attempted;
     }
 
     fn lose(&self, reason: LostReason) {

@@ -14,7 +14,7 @@ mod registry;
 
 pub use acquire::{Acquire, Acquired, Takeover, acquire};
 pub use cache::{Answer, request_clear_cache};
-pub use heartbeat::{HeldLease, LeaseEvent, LostReason};
+pub use heartbeat::{HeldLease, LeaseEvent, LostReason, Tempo, safe_time};
 pub use identity::{Liveness, liveness, person, this_process};
 pub use lock::{lock, unlock};
 pub use registry::{

@@ -1,12 +1,14 @@
 //! Runs a pipeline: its steps as child processes, their progress as durable checkpoints.
 //!
-//! [`session`] is one run's hold on its state and lease, usable without any steps; [`steps`]
+//! [`session`] is one run's hold on its state and lease, usable without any steps, and [`degraded`]
+//! what it does while the store is away; [`steps`]
 //! drives the steps of a pipeline through it, each [`attempt`] at one as the [`events`] come.
 //! [`process`] starts a step under the [`supervisor`],
 //! a small process that ends the step's whole process group when the runner dies.
 //! [`orphans`] ends what a worker left behind that died together with its supervisor.
 
 mod attempt;
+mod degraded;
 mod events;
 mod orphans;
 mod process;
@@ -16,6 +18,7 @@ pub mod singer;
 mod steps;
 pub mod supervisor;
 
+pub use degraded::Fallback;
 pub use events::{Outcome, RunEvent, RunObserver, StopCause, Stopper};
 pub use process::OutputStream;
 pub use report::report;
