@@ -22,7 +22,7 @@ use oxiflow_plugin_api::Expected;
 use super::rescue::{Rescued, read_rescue_file, saved_under_same_lease, seal};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{PipelineName, PipelineState};
-use crate::store::StateStore;
+use crate::store::{StateStore, Versioned};
 
 const ENTRY: &str = "oxiflow";
 const CONFLICT: &str = "conflict";
@@ -52,6 +52,17 @@ pub enum Settled {
     WasStored,
     /// Others wrote meanwhile. It is kept in this file; the text says what is stored.
     SetAside(PathBuf, String),
+}
+
+impl Spooled {
+    /// Whether the store has this state, or a later one of its worker.
+    #[must_use]
+    pub fn is_stored(&self, stored: Option<&Versioned<PipelineState>>) -> bool {
+        let mine = &self.rescued.state;
+        stored.is_some_and(|stored| {
+            saved_under_same_lease(mine, &stored.value) && stored.value.version >= mine.version
+        })
+    }
 }
 
 impl Spool {

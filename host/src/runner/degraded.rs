@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use super::session::Run;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::{HeldLease, LostReason, safe_time};
-use crate::model::PipelineStatus;
+use crate::model::{Lease, PipelineStatus};
 use crate::recovery::{Rescued, Spool, saved_under_same_lease, set_aside};
 use crate::store::OPERATION_TIMEOUT;
 
@@ -139,7 +139,7 @@ impl Run {
         self.state.version += 1;
         let (base, cause) = (degraded.based_on_save, degraded.cause.clone());
         let mut rescued = Rescued::new(&self.state, &self.version, base, cause, now);
-        rescued.lease = self.lease.as_ref().map(HeldLease::lease);
+        rescued.lease = self.lease.as_ref().map(|held| Lease { metrics: None, ..held.lease() });
         let written = self.fallback.spool.write(&self.store, &rescued);
         let file = written.inspect_err(|_| self.state.version -= 1)?;
         let monotonic = self.clock.monotonic();
