@@ -47,7 +47,7 @@ pub struct Spooled {
 #[derive(Clone, Debug)]
 pub enum Settled {
     /// It is in the store now.
-    Replayed(PipelineState),
+    Replayed(Box<PipelineState>),
     /// A later one of the same worker was in the store already.
     WasStored,
     /// Others wrote meanwhile. It is kept in this file; the text says what is stored.
@@ -119,8 +119,8 @@ impl Spool {
             let name =
                 |file: &Path| file.file_name().map(|name| name.to_string_lossy().into_owned());
             let theirs = |file: &PathBuf| name(file).is_some_and(|name| name.starts_with(&prefix));
-            let old = files.into_iter().filter(|file| theirs(file) && keep != Some(file));
-            old.map(std::fs::remove_file).collect::<io::Result<()>>()
+            let mut old = files.into_iter().filter(|file| theirs(file) && keep != Some(file));
+            old.try_for_each(std::fs::remove_file)
         });
         if let Err(error) = removed {
             let pipeline = &state.pipeline_id;
@@ -240,7 +240,7 @@ fn settle(store: &StateStore, entry: &Spooled) -> Result<Settled> {
         match mine.value.version.cmp(&spooled.version) {
             Ordering::Less => {}
             // The save that was spooled because its answer was lost, or a replay that was cut short.
-            Ordering::Equal => return Ok(Settled::Replayed(mine.value.clone())),
+            Ordering::Equal => return Ok(Settled::Replayed(Box::new(mine.value.clone()))),
             Ordering::Greater => return Ok(Settled::WasStored),
         }
         let mut state = spooled.clone();
@@ -252,7 +252,7 @@ fn settle(store: &StateStore, entry: &Spooled) -> Result<Settled> {
                     target: "oxide_flow::state", %pipeline, version = state.version,
                     spooled_at = %entry.rescued.rescued_at, "State recovered"
                 );
-                return Ok(Settled::Replayed(state));
+                return Ok(Settled::Replayed(Box::new(state)));
             }
             Err(error) if error.kind() == ErrorKind::Conflict => {}
             Err(error) => return Err(error),
