@@ -560,14 +560,8 @@ fn a_fallback_that_is_turned_off_spools_nothing_and_still_replays() {
         wait: Duration::ZERO,
         fallback: Fallback { spool: machine.spool(), enabled, limit: None },
     };
-    let begun = Run::begin(
-        &machine.store,
-        &machine.clock,
-        &request(false),
-        &mut |_| {},
-        &|_| {},
-        |_| {},
-    );
+    let begun =
+        Run::begin(&machine.store, &machine.clock, &request(false), &mut |_| {}, &|_| {}, |_| {});
     let mut run = begun.unwrap().run;
     assert_eq!(run.state().last_processed_id, "1");
     machine.way.set(Mode::Away);

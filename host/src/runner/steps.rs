@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::config::{Pipeline, Step};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{LeaseEvent, Takeover};
-use crate::model::{PipelineStatus, StepState, StepStatus};
+use crate::model::{PipelineState, PipelineStatus, StepState, StepStatus};
 use crate::store::StateStore;
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
@@ -136,7 +136,7 @@ impl<'a> Runner<'a> {
                 }
                 StepEnd::Failed(message) => {
                     let pipeline = run.state().pipeline_id.clone();
-                    match run.finish(PipelineStatus::Failed) {
+                    match self.finish(run, PipelineStatus::Failed) {
                         // Why the run failed is told last, where it is looked for.
                         Err(error) if error.kind() == ErrorKind::Degraded => {
                             self.parts
@@ -154,12 +154,12 @@ impl<'a> Runner<'a> {
                     ));
                 }
                 StepEnd::Stopped(cause) => {
-                    let state = run.pause()?;
+                    let state = self.finish(run, PipelineStatus::Paused)?;
                     return Ok(Outcome { state, stopped: Some(cause), passed_over });
                 }
             }
         }
-        let state = run.complete()?;
+        let state = self.finish(run, PipelineStatus::Completed)?;
         Ok(Outcome { state, stopped: None, passed_over })
     }
 
@@ -183,6 +183,15 @@ impl<'a> Runner<'a> {
                 removed.join(", ")
             )));
         }
+    }
+
+    /// Ends the run. The store may have been found back only now.
+    fn finish(&self, run: Run, status: PipelineStatus) -> Result<PipelineState> {
+        let state = run.finish(status)?;
+        if self.degraded.take() {
+            self.parts.observer.event(RunEvent::Recovered);
+        }
+        Ok(state)
     }
 
     /// Tells when the store went away, and when it is back.
