@@ -383,3 +383,24 @@ fn lost_to(mine: &Lease, current: Option<&Versioned<Lease>>) -> Option<LostReaso
         Some(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_within_the_lease_shortens_and_only_one_beyond_it_lengthens() {
+        let second = Duration::from_secs;
+        let tempo = |limit| Tempo { interval: second(10), limit };
+        let (ttl, renewed, failing) = (second(30), second(100), second(112));
+        let give_up = |limit| tempo(limit).give_up_at(ttl, renewed, failing);
+        assert_eq!(give_up(None), second(124));
+        assert_eq!(give_up(Some(second(5))), second(117));
+        // Though the first failure came late, the lease is not overstepped.
+        assert_eq!(give_up(Some(second(24))), second(124));
+        assert_eq!(give_up(Some(second(25))), second(137));
+        assert_eq!(give_up(Some(Duration::MAX)), Duration::MAX);
+        assert!(!tempo(Some(second(24))).goes_beyond(ttl));
+        assert!(tempo(Some(second(25))).goes_beyond(ttl));
+    }
+}
