@@ -152,7 +152,7 @@ fn a_run_goes_on_through_an_outage_and_ends_as_if_there_had_been_none() {
     assert!(ran.stderr.contains("State degraded"), "{}", ran.stderr);
     assert!(ran.stderr.contains("p: recovered: the store is back"), "{}", ran.stderr);
     assert_eq!(totals(&project.state("p").unwrap()), totals(&undisturbed.state("p").unwrap()));
-    assert_eq!(spooled(&project, "oxiflow"), [PathBuf::new(); 0]);
+    assert_eq!(spooled(&project, "oxiflow").len(), 0);
     assert_eq!(project.read("counted").lines().count(), 40, "the step ran once");
 }
 
@@ -251,7 +251,28 @@ fn an_outage_until_the_end_is_told_by_exit_code_show_and_the_next_run() {
     let state = project.state("p").unwrap();
     assert_eq!((&state["status"], &state["records_processed"]), (&"completed".into(), &21.into()));
     assert_eq!(project.read("counted").lines().count(), 20, "nothing was done twice");
-    assert_eq!(spooled(&project, "oxiflow"), [PathBuf::new(); 0]);
+    assert_eq!(spooled(&project, "oxiflow").len(), 0);
+}
+
+#[test]
+fn a_step_that_fails_while_degraded_is_told_and_printed() {
+    let failing = counting(10).replace("oxide_flow progress --records 1 --last-id after", "exit 7");
+    let project = project(&failing, "");
+    project.write("hold5", "");
+    let run = project.start_captured(&["run", "--json"]);
+    wait_for("a checkpoint", || (project.state("p")?["records_processed"] == 5).then_some(()));
+    let outage = Outage::begin(&project);
+    std::fs::remove_file(project.path().join("hold5")).unwrap();
+    let ran = run.finish().expect(1);
+    assert!(ran.stderr.contains("error: step `after` of pipeline `p` failed"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("degraded: the state is spooled in"), "{}", ran.stderr);
+    let printed: Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(printed["data"]["status"], "failed");
+    assert_eq!(printed["data"]["records_processed"], 10);
+    outage.end();
+    let again = project.run(&["run"]).expect(1);
+    assert!(again.stderr.contains("resumes (failed)"), "{}", again.stderr);
+    assert_eq!(project.state("p").unwrap()["errors"].as_array().unwrap().len(), 2);
 }
 
 #[test]
@@ -306,7 +327,7 @@ fn a_spooled_state_can_be_put_in_the_store_by_hand() {
     assert!(ran.stderr.contains("is removed"), "{}", ran.stderr);
     let after = project.state("p").unwrap();
     assert!(after["records_processed"].as_u64() > before["records_processed"].as_u64());
-    assert_eq!(spooled(&project, "oxiflow"), [PathBuf::new(); 0]);
+    assert_eq!(spooled(&project, "oxiflow").len(), 0);
 }
 
 #[test]
@@ -446,6 +467,7 @@ fn killed_at_any_moment_of_an_outage_no_acknowledged_checkpoint_is_lost() {
     let seed = std::env::var("OXIFLOW_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let mut seed: u64 = seed.unwrap_or_else(|| u64::from(std::process::id()));
     println!("OXIFLOW_TEST_SEED={seed}");
+    let at = regex::Regex::new(r"resumes .* at version (\d+)").unwrap();
     let mut spooled_at_all = 0;
     for round in 0..12 {
         let project = project(&counting(100), "");
@@ -480,7 +502,6 @@ fn killed_at_any_moment_of_an_outage_no_acknowledged_checkpoint_is_lost() {
         spooled_at_all += usize::from(log.contains("State spooled"));
         std::fs::remove_file(project.path().join("hold90")).unwrap();
         let ran = project.run(&["run"]).expect(0);
-        let at = regex::Regex::new(r"resumes .* at version (\d+)").unwrap();
         let resumed: u64 = at.captures(&ran.stderr).map_or(0, |found| found[1].parse().unwrap());
         assert!(resumed > version, "{context}: acknowledged {version}, resumed at {resumed}");
         let state = project.state("p").unwrap();

@@ -17,7 +17,8 @@ use oxide_flow::recovery::{Settled, Spool, push, read_rescue_file, replay};
 use oxide_flow::runner::{Begin, Begun, Fallback, Run, RunRequest};
 use oxide_flow::store::StateStore;
 use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, Expected, Health, Listed, Storage, Version,
+    BackendError, Call, Capabilities, Entry, ErrorKind as BackendErrorKind, Expected, Health,
+    Listed, Storage, Version,
 };
 
 /// What is stored, and the last version that was given out.
@@ -27,6 +28,8 @@ type Shared = Arc<Mutex<(u64, BTreeMap<String, Entry>)>>;
 enum Mode {
     Reachable,
     Away,
+    /// Every call waits in vain for its answer.
+    Hangs,
     /// The next write of a state happens, its answer is lost, and the store goes away.
     LosesAnswer,
 }
@@ -43,8 +46,14 @@ impl Way {
         *self.mode.lock().unwrap() = mode;
     }
 
-    fn check(&self) -> Result<(), BackendError> {
-        match *self.mode.lock().unwrap() {
+    fn check(&self, call: &Call) -> Result<(), BackendError> {
+        let mode = *self.mode.lock().unwrap();
+        match mode {
+            Mode::Hangs => {
+                let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+                std::thread::sleep(left.unwrap());
+                Err(BackendError::new(BackendErrorKind::Timeout, "no answer"))
+            }
             Mode::Away => Err(BackendError::unavailable("no route")),
             Mode::Reachable | Mode::LosesAnswer => Ok(()),
         }
@@ -56,19 +65,19 @@ impl Storage for Way {
         Capabilities::NONE
     }
 
-    fn get(&self, _: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
-        self.check()?;
+    fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
+        self.check(call)?;
         Ok(self.shared.lock().unwrap().1.get(key).cloned())
     }
 
     fn put(
         &self,
-        _: &Call,
+        call: &Call,
         key: &str,
         value: &[u8],
         expected: &Expected,
     ) -> Result<Version, BackendError> {
-        self.check()?;
+        self.check(call)?;
         let mut shared = self.shared.lock().unwrap();
         expected.check(shared.1.get(key).map(|entry| &entry.version))?;
         shared.0 += 1;
@@ -82,19 +91,19 @@ impl Storage for Way {
         Ok(version)
     }
 
-    fn delete(&self, _: &Call, key: &str, _: &Expected) -> Result<bool, BackendError> {
-        self.check()?;
+    fn delete(&self, call: &Call, key: &str, _: &Expected) -> Result<bool, BackendError> {
+        self.check(call)?;
         Ok(self.shared.lock().unwrap().1.remove(key).is_some())
     }
 
     fn list(
         &self,
-        _: &Call,
+        call: &Call,
         prefix: &str,
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Listed>, BackendError> {
-        self.check()?;
+        self.check(call)?;
         let shared = self.shared.lock().unwrap();
         let found = shared.1.iter().filter(|(key, _)| key.starts_with(prefix));
         let found = found.filter(|(key, _)| after.is_none_or(|after| key.as_str() > after));
@@ -250,6 +259,26 @@ fn an_outage_within_the_lease_changes_nothing_but_where_checkpoints_wait() {
         report(&mut run, cursor).unwrap();
     }
     assert_eq!(gist(&run.complete().unwrap()), gist(&ended));
+}
+
+#[test]
+fn a_store_that_hangs_costs_part_of_the_lease_once_and_then_nothing() {
+    let mut machine = Machine::new(&Shared::default());
+    machine.ttl = Duration::from_secs(4);
+    let mut run = machine.start();
+    machine.way.set(Mode::Hangs);
+    let started = Instant::now();
+    report(&mut run, "1").unwrap();
+    let first = started.elapsed();
+    assert!(first < machine.ttl / 2, "{first:?}");
+    for cursor in ["2", "3", "4", "5", "6"] {
+        report(&mut run, cursor).unwrap();
+    }
+    let others = started.elapsed() - first;
+    assert!(others < first / 2, "the store is not asked again: {others:?} after {first:?}");
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    assert_eq!(machine.start().state().last_processed_id, "6");
 }
 
 #[test]

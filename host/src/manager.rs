@@ -41,6 +41,9 @@ impl StateManager {
     /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged;
     /// otherwise as the store fails.
     pub fn start_run(&self, pipeline: &str, steps: &[&str]) -> Result<Run> {
+        if let Some(warning) = self.app.unfenced_limit() {
+            tracing::warn!(target: "oxide_flow::state", "{warning}");
+        }
         let state = &self.app.config.state;
         let request = RunRequest {
             pipeline: pipeline.parse()?,

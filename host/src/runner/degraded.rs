@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::{HeldLease, LostReason, safe_time};
 use crate::model::{Lease, PipelineStatus};
 use crate::recovery::{Rescued, Spool, saved_under_same_lease, set_aside};
-use crate::store::OPERATION_TIMEOUT;
+use crate::store::{OPERATION_TIMEOUT, milliseconds};
 
 /// How often a run says that it is degraded.
 const REMIND: Duration = Duration::from_secs(30);
@@ -155,7 +155,7 @@ impl Run {
                 file = %spool_file, "State degraded; the store is away, it is spooled on local disk"
             );
         }
-        let duration_ms = started.elapsed().as_millis();
+        let duration_ms = milliseconds(started);
         tracing::info!(
             target: "oxide_flow::state", %pipeline, duration_ms, version, file = %spool_file,
             "State spooled"

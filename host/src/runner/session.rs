@@ -278,6 +278,7 @@ impl Run {
             Some(Err(failed)) => {
                 tracing::warn!(error = crate::error::chain(&failed), "cannot spool the state");
             }
+            None if !self.dirty => return self.where_it_is(error),
             None => {}
         }
         self.rescue_file(error)

@@ -380,6 +380,7 @@ fn check_subject(state: &PipelineState, pipeline: &PipelineName) -> Result<()> {
     Err(Error::new(ErrorKind::Corrupt, message))
 }
 
-fn milliseconds(started: Instant) -> f64 {
+/// Milliseconds since then, to a tenth, as log lines have it.
+pub(crate) fn milliseconds(started: Instant) -> f64 {
     (started.elapsed().as_secs_f64() * 10_000.0).round() / 10.0
 }
