@@ -17,7 +17,7 @@ use super::section::{self, Section};
 use super::yaml::{Entry, Node, Value};
 
 /// The variable that overrides `state.backend`.
-pub(super) const BACKEND_VARIABLE: &str = "OXIFLOW_STATE_BACKEND";
+pub const BACKEND_VARIABLE: &str = "OXIFLOW_STATE_BACKEND";
 
 const KEYS: &[&str] = &[
     "enabled",

@@ -23,6 +23,7 @@ pub use copies::{
     CopyPlace, ExaminedBackup, FoundCopy, Wanted, examine_backups, find_copy, load_verified,
 };
 pub use delete::{Deleted, Deletion, delete};
+pub use guard::{Claim, under_lease};
 pub use import::{Import, import, read_document};
 pub use rekey::{RekeyPlan, Rekeyed, plan_rekey, rekey};
 pub use rescue::{Pushed, Rescued, push, read_rescue_file, write_rescue_file};

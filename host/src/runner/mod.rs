@@ -5,6 +5,7 @@
 //! [`care`] looks after the copies of the pipeline meanwhile.
 //! [`process`] starts a step under the [`supervisor`],
 //! a small process that ends the step's whole process group when the runner dies.
+//! [`relocation`] takes a run along to another store.
 //! [`orphans`] ends what a worker left behind that died together with its supervisor.
 
 mod attempt;
@@ -12,6 +13,7 @@ mod care;
 mod events;
 mod orphans;
 mod process;
+mod relocation;
 mod report;
 mod session;
 pub mod singer;
@@ -20,6 +22,7 @@ pub mod supervisor;
 
 pub use events::{Outcome, RunEvent, RunObserver, StopCause, Stopper};
 pub use process::OutputStream;
+pub use relocation::OpenStore;
 pub use report::report;
 pub use session::{Begin, Begun, Run, RunRequest, rescue_folders};
 pub use steps::{Runner, RunnerParts};

@@ -12,6 +12,7 @@ use std::time::Duration;
 use oxiflow_plugin_api::{Expected, Version};
 
 use super::care::SelfCare;
+use super::relocation::Mirror;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::{self, Event};
@@ -71,15 +72,16 @@ pub struct Begun {
 /// A run under way. Dropping it without an end releases the lease and leaves the state as last
 /// saved, so that the next run resumes there.
 pub struct Run {
-    store: StateStore,
-    clock: Arc<dyn Clock>,
-    lease: Option<HeldLease>,
-    state: PipelineState,
-    version: Version,
+    pub(super) store: StateStore,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) lease: Option<HeldLease>,
+    pub(super) state: PipelineState,
+    pub(super) version: Version,
+    pub(super) mirror: Option<Mirror>,
     saved: Duration,
     dirty: bool,
-    upkeep: Upkeep,
-    care: Option<SelfCare>,
+    pub(super) upkeep: Upkeep,
+    pub(super) care: Option<SelfCare>,
     rescue_folders: Vec<PathBuf>,
 }
 
@@ -136,6 +138,7 @@ impl Run {
                     lease: Some(held),
                     state,
                     version,
+                    mirror: None,
                     saved: clock.monotonic(),
                     dirty: false,
                     upkeep: request.upkeep,
@@ -283,6 +286,7 @@ impl Run {
                 self.version = version;
                 self.saved = self.clock.monotonic();
                 self.dirty = false;
+                self.follow_in_mirror();
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::Conflict => Err(self.explain(error)),

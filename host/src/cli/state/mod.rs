@@ -39,6 +39,7 @@ use crate::recovery::{Kept, RewriteOptions};
 use crate::store::{DamagedState, ExaminedState};
 
 pub(super) use figures::{milliseconds, size};
+pub(super) use import::confirm;
 pub(super) use lock::described;
 
 pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<ExitCode> {
@@ -95,6 +96,9 @@ fn holder_of(app: &App, pipeline: &PipelineName) -> Result<Option<Worker>> {
     let lease = app.store.load_lease(pipeline)?;
     Ok(lease.map(|lease| Worker::of(lease.value, app.clock.now())).filter(Worker::is_holding))
 }
+
+/// What is shown instead of the status of a state that a pipeline left behind in another store.
+const MOVED: &str = "moved";
 
 /// Where a run stands, seen together with its worker: a state that says `running` while nobody
 /// runs it was interrupted.
