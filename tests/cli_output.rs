@@ -75,6 +75,7 @@ fn the_help_of_the_whole_shows_every_command() {
       worker    Look at and stop workers
       plugin    Look at backend plugins
       maintain  Make the backups that are due and remove what need not be kept, once; for cron
+      migrate   Move all pipelines to another store
       health    Check that the store can be opened, written and read
       help      Print this message or the help of the given subcommand(s)
 
