@@ -10,6 +10,8 @@ mod history;
 mod keys;
 mod observe;
 mod sealing;
+#[cfg(test)]
+mod testing;
 mod transfer;
 
 use std::time::{Duration, Instant};
