@@ -219,10 +219,9 @@ impl Session {
         until: Instant,
         sql: &str,
     ) -> Result<Vec<SimpleQueryRow>, Failed> {
-        let answer = self.runtime.block_on(timeout_at(
-            until.into(),
-            drive(&mut self.link, &Cell::default(), self.client.simple_query(sql)),
-        ));
+        let unconfirmed = Cell::default();
+        let answering = drive(&mut self.link, &unconfirmed, self.client.simple_query(sql));
+        let answer = self.runtime.block_on(async { timeout_at(until.into(), answering).await });
         let messages = answer
             .map_err(|_| Fault::Silent)
             .and_then(|answer| answer.map_err(|ended| ended.fault(false)))
