@@ -58,6 +58,11 @@ impl Server {
         Some(server)
     }
 
+    /// The user whom servers run as, when it is not who runs the tests.
+    pub fn owner() -> Option<u32> {
+        is_root().then_some(NOBODY)
+    }
+
     /// The port it listens on.
     pub fn port(&self) -> u16 {
         self.port
@@ -189,8 +194,8 @@ fn template(programs: &Path) -> &'static Path {
         let (data, password) = (folder.path().join("data"), folder.path().join("password"));
         fs::create_dir(&data).expect("a folder");
         fs::write(&password, PASSWORD).expect("a file");
-        if is_root() {
-            chown(&data, Some(NOBODY), Some(NOBODY)).expect("root may give it away");
+        if let Some(owner) = Server::owner() {
+            chown(&data, Some(owner), None).expect("root may give it away");
         }
         let mut initdb = as_owner(programs.join("initdb"));
         initdb.args(["--auth=scram-sha-256", "--encoding=UTF8", "--no-locale", "--no-sync"]);
