@@ -3,7 +3,7 @@
 use oxiflow_plugin_api::{ErrorKind, Expected, Storage};
 use serde_json::json;
 
-use crate::kit::{Project, QUICK};
+use crate::kit::{Project, QUICK, repository};
 use crate::postgres::{PASSWORD, Server};
 use crate::{keys, open, patient, put, store, store_with, value};
 
@@ -64,6 +64,26 @@ fn rights_that_are_missing_are_denied_by_the_operation_that_needs_them() {
     let error = store.put(&patient(), "k", b"2", &Expected::Any).expect_err("it may not write");
     assert_eq!(error.kind(), ErrorKind::Denied, "{error}");
     assert_eq!(value(&*store, "k"), Some(b"1".to_vec()));
+}
+
+#[test]
+fn the_rights_that_the_readme_names_are_enough() {
+    let Some(server) = Server::start(&[]) else { return };
+    drop(store(&server.dsn()));
+    server.query("CREATE ROLE worker LOGIN PASSWORD 'works'");
+    let readme = std::fs::read_to_string(repository().join("plugins/postgres/README.md"));
+    let readme = readme.expect("a README");
+    let grants: Vec<&str> = readme.lines().filter(|line| line.starts_with("GRANT ")).collect();
+    assert_eq!(grants.len(), 3);
+    server.query(&grants.concat());
+    let options = json!({ "dsn": server.dsn(), "user": "worker", "password": "works" });
+    let store = open(&options).expect("it has all rights");
+    let version = store.put(&patient(), "k", b"1", &Expected::Absent).expect("a write");
+    let version = store.put(&patient(), "k", b"2", &Expected::Version(version)).expect("a swap");
+    assert_eq!(keys(&*store, ""), ["k"]);
+    store.health(&patient()).expect("health");
+    store.delete(&patient(), "k", &Expected::Version(version)).expect("a delete");
+    put(&*store, "k", b"3");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What the server's own errors become, and statements that do not end.
 
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use oxiflow_plugin_api::{Call, ErrorKind, Expected};
@@ -69,8 +69,7 @@ struct Locked(Child);
 
 impl Locked {
     fn table(server: &Server) -> Self {
-        let mut psql = Command::new("psql");
-        psql.args(["-XAtq", &server.dsn()]).env("PGPASSWORD", crate::postgres::PASSWORD);
+        let mut psql = server.psql();
         psql.args(["-c", "BEGIN", "-c", "LOCK oxiflow.records IN EXCLUSIVE MODE"]);
         psql.args(["-c", "SELECT pg_sleep(600)"]);
         let locked = Self(psql.stdout(Stdio::null()).spawn().expect("psql starts"));

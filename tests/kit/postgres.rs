@@ -2,7 +2,7 @@
 //!
 //! `initdb` runs once for each version of the server; what it made is kept among the files of the
 //! build and copied for each server. The server refuses to run as root, so as root it runs as
-//! `nobody`. It needs the stores of the system, not the cluster that Debian may have started.
+//! `nobody`. A cluster that Debian may have started is not touched.
 //!
 //! A test program takes it in with `#[path = "kit/postgres.rs"] mod postgres;`.
 
@@ -60,7 +60,7 @@ impl Server {
 
     /// The user whom servers run as, when it is not who runs the tests.
     pub fn owner() -> Option<u32> {
-        is_root().then_some(NOBODY)
+        (own_user() == 0).then_some(NOBODY)
     }
 
     /// The port it listens on.
@@ -129,13 +129,16 @@ impl Server {
         command.spawn().expect("the server starts")
     }
 
+    /// A `psql` that is about to be the superuser, and to print rows as they are.
+    pub fn psql(&self) -> Command {
+        let mut psql = Command::new(programs().expect("it was started").join("psql"));
+        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", &self.dsn()]).env("PGPASSWORD", PASSWORD);
+        psql
+    }
+
     /// Runs SQL as the superuser and returns the rows, columns separated by `|`.
     pub fn query(&self, sql: &str) -> String {
-        let output = Command::new(programs().expect("it was started").join("psql"))
-            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql, &self.dsn()])
-            .env("PGPASSWORD", PASSWORD)
-            .output()
-            .expect("psql starts");
+        let output = self.psql().args(["-c", sql]).output().expect("psql starts");
         assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
     }
@@ -186,7 +189,9 @@ fn template(programs: &Path) -> &'static Path {
         let version = Command::new(programs.join("postgres")).arg("--version").output();
         let version = String::from_utf8(version.expect("postgres starts").stdout).expect("text");
         let name: String = version.chars().filter(|c| c.is_alphanumeric() || *c == '.').collect();
-        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("cluster-{name}"));
+        let owner = Server::owner().unwrap_or_else(own_user);
+        let kept = format!("cluster-{name}-{owner}");
+        let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(kept);
         if kept.exists() {
             return kept;
         }
@@ -220,17 +225,15 @@ fn folder() -> TempDir {
 
 /// A command that runs as whoever owns the data.
 fn as_owner(program: impl AsRef<OsStr>) -> Command {
-    if !is_root() {
-        return Command::new(program);
-    }
+    let Some(owner) = Server::owner() else { return Command::new(program) };
     let mut command = Command::new("setpriv");
-    command.arg(format!("--reuid={NOBODY}")).arg(format!("--regid={NOBODY}"));
+    command.arg(format!("--reuid={owner}")).arg(format!("--regid={owner}"));
     command.arg("--clear-groups").arg("--").arg(program).current_dir("/");
     command
 }
 
-fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
+fn own_user() -> u32 {
+    fs::metadata("/proc/self").expect("/proc").uid()
 }
 
 fn run(command: &mut Command) {

@@ -102,23 +102,21 @@ impl Backend for PostgresBackend {
         let pool = Pool::new(Target::new(host, &options)?, options.pool_size);
         let mut session = pool.take(None, Patience::WaitForStart)?;
         let is_logged = layout::prepare(&mut session, &options.schema)?;
-        let not_durable = session.not_durable().map_or_else(
-            || (!is_logged).then(|| format!("the tables of `{}` are unlogged", options.schema)),
-            |setting| Some(format!("`{setting}` is off")),
-        );
-        if let Some(reason) = &not_durable {
+        if !is_logged {
+            let (place, schema) = (session.place(), &options.schema);
             tracing::warn!(
-                "PostgreSQL at {}: {reason}, so what it acknowledges may not survive a crash",
-                session.place()
+                "PostgreSQL at {place}: the tables of `{schema}` are unlogged, so a crash loses \
+                 what was saved"
             );
         }
+        let is_durable = is_logged && session.not_durable().is_none();
         session.give_back();
         Ok(Self {
             pool,
             schema: quoted_name(&options.schema),
             prefix: options.prefix.into_bytes(),
             max_value_bytes: options.max_value_bytes,
-            is_durable: not_durable.is_none(),
+            is_durable,
         })
     }
 

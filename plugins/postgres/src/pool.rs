@@ -36,6 +36,8 @@ struct State {
     generation: u64,
     /// The server that was reached last.
     preferred: usize,
+    /// Whether it was said already that a server may lose what it acknowledges.
+    has_warned: bool,
 }
 
 /// How long to try when no server can be reached.
@@ -144,14 +146,28 @@ impl Pool {
             let share = left / u32::try_from(places.len() - turn).unwrap_or(u32::MAX);
             match Session::connect(&self.target, &places[index], now + share) {
                 Ok(session) => {
-                    self.lock().preferred = index;
-                    tracing::debug!("connected to PostgreSQL at {}", session.place());
+                    self.connected(index, &session);
                     return Ok(session);
                 }
                 Err(unreached) => failures.push(unreached),
             }
         }
         Err(Unreached::all(&failures))
+    }
+
+    fn connected(&self, index: usize, session: &Session) {
+        let place = session.place();
+        tracing::debug!("connected to PostgreSQL at {place}");
+        let mut state = self.lock();
+        state.preferred = index;
+        if let Some(setting) = session.not_durable()
+            && !std::mem::replace(&mut state.has_warned, true)
+        {
+            drop(state);
+            tracing::warn!(
+                "PostgreSQL at {place}: `{setting}` is off, so a crash may lose what was saved"
+            );
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -204,12 +220,15 @@ impl Taken<'_> {
             Trust::Lost => {}
             Trust::LostInAll => {
                 let mut state = self.slot.pool.lock();
-                state.generation += 1;
-                let idle = std::mem::take(&mut state.idle);
-                state.open -= idle.len();
-                drop(state);
-                self.slot.pool.freed.notify_all();
-                drop(idle);
+                // Somebody else may have found out before, and newer connections are fine.
+                if self.slot.generation == state.generation {
+                    state.generation += 1;
+                    let idle = std::mem::take(&mut state.idle);
+                    state.open -= idle.len();
+                    drop(state);
+                    self.slot.pool.freed.notify_all();
+                    drop(idle);
+                }
             }
         }
         failed.error
