@@ -37,7 +37,11 @@ pub fn plugin_library(name: &str) -> PathBuf {
 pub fn plugin_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let library = build_cdylib(&["oxiflow-backend-file", "oxiflow-backend-memory"]);
+        let library = build_cdylib(&[
+            "oxiflow-backend-file",
+            "oxiflow-backend-memory",
+            "oxiflow-backend-postgres",
+        ]);
         library.parent().expect("a file is in a folder").to_owned()
     })
 }
