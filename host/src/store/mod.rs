@@ -130,10 +130,12 @@ impl StateStore {
     pub fn save_state(&self, state: &mut PipelineState, expected: &Expected) -> Result<Version> {
         let started = Instant::now();
         let pipeline = state.pipeline_id.clone();
-        state.version += 1;
+        let before = state.version;
+        // An imported state may claim to have been saved any number of times.
+        state.version = before.saturating_add(1);
         let saved = self.save(&keys::state(&pipeline), SCHEMA_VERSION, state, expected);
         let (version, bytes) = saved.map_err(|error| {
-            state.version -= 1;
+            state.version = before;
             error.while_doing(format!("cannot save the state of pipeline `{pipeline}`"))
         })?;
         let duration_ms = milliseconds(started);
