@@ -18,7 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("recovery", &["store", "lease", "history", "model", "config"]),
     ("runner", &["store", "lease", "history", "recovery", "model", "config"]),
     ("app", &["config", "plugin", "layer", "store", "lease", "recovery", "runner", "model"]),
-    ("manager", &["app", "config", "store", "lease", "runner", "model"]),
+    ("manager", &["app", "config", "store", "lease", "recovery", "runner", "model"]),
     ("metrics", &[]),
 ];
 const EVERYBODY: &[&str] = &["error", "clock", "metrics", "redact"];

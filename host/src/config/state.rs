@@ -13,6 +13,7 @@ use super::Env;
 use super::encryption::{self, EncryptionSection};
 use super::error::ConfigError;
 use super::interpolate;
+use super::repair::{self, RepairSection};
 use super::section::{self, Section};
 use super::yaml::{Entry, Node, Value};
 
@@ -32,6 +33,9 @@ const KEYS: &[&str] = &[
     "cache_size",
     "history_keep",
     "encryption",
+    "repair_enabled",
+    "auto_repair",
+    "max_repair_attempts",
 ];
 
 /// Options that stand in `backend_config` or directly under `state:`, and are the host's.
@@ -67,6 +71,8 @@ pub struct StateSection {
     pub history_keep: usize,
     /// How records are encrypted; by default they are not.
     pub encryption: Option<EncryptionSection>,
+    /// How damaged states are repaired.
+    pub repair: RepairSection,
 }
 
 impl Default for StateSection {
@@ -85,6 +91,7 @@ impl Default for StateSection {
             cache_size: 100,
             history_keep: 100,
             encryption: None,
+            repair: RepairSection::default(),
         }
     }
 }
@@ -105,6 +112,7 @@ impl fmt::Debug for StateSection {
             .field("cache_size", &self.cache_size)
             .field("history_keep", &self.history_keep)
             .field("encryption", &self.encryption)
+            .field("repair", &self.repair)
             .finish()
     }
 }
@@ -146,6 +154,7 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
     read_intervals(&state, &mut read.section)?;
     let keys = state.get("encryption").map(|node| encryption::read(shown, node)).transpose()?;
     read.section.encryption = keys;
+    read.section.repair = repair::read(&state)?;
 
     let options = match &backend_config {
         Some(config) => section::entries(shown, "`backend_config`", config)?,

@@ -20,7 +20,7 @@ use crate::model::{
     PipelineStatus, RequestKind, StepState,
 };
 use crate::recovery::{self, Rescued, write_rescue_file};
-use crate::store::StateStore;
+use crate::store::{ExaminedState, StateStore};
 
 /// What a run needs to begin.
 pub struct RunRequest {
@@ -89,8 +89,9 @@ impl Run {
     /// heartbeat thread.
     ///
     /// # Errors
-    /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged;
-    /// otherwise as the store fails.
+    /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged,
+    /// unless the run starts over: then the damaged bytes are quarantined. Otherwise as the store
+    /// fails.
     pub fn begin(
         store: &StateStore,
         clock: &Arc<dyn Clock>,
@@ -101,7 +102,11 @@ impl Run {
     ) -> Result<Begun> {
         let pipeline = &request.pipeline;
         // A damaged state is found before the lease is taken, so that nothing is left behind.
-        let epoch_floor = store.load_state(pipeline)?.map_or(0, |state| state.value.epoch);
+        let epoch_floor = if request.fresh {
+            store.examine_state(pipeline)?.counters().0
+        } else {
+            store.load_state(pipeline)?.map_or(0, |state| state.value.epoch)
+        };
         let acquired = acquire(
             store,
             clock.as_ref(),
@@ -402,8 +407,22 @@ fn take_on(
     epoch: u64,
 ) -> Result<(PipelineState, Version, Begin)> {
     loop {
-        let stored = store.load_state_record(&request.pipeline)?;
-        let expected = Expected::from(stored.as_ref().map(|record| record.state.version));
+        let examined = if request.fresh {
+            store.examine_state(&request.pipeline)?
+        } else {
+            let record = store.load_state_record(&request.pipeline)?;
+            record.map_or(ExaminedState::Absent, |record| ExaminedState::Whole(Box::new(record)))
+        };
+        let expected = examined.expected();
+        let (stored, is_damaged) = match examined {
+            ExaminedState::Absent => (None, false),
+            ExaminedState::Whole(record) => (Some(*record), false),
+            ExaminedState::Damaged(damaged) => {
+                let reason = "before a fresh run";
+                recovery::quarantine(store, clock, &request.pipeline, &damaged, reason)?;
+                (None, true)
+            }
+        };
         if let Some(record) = stored.as_ref().filter(|_| request.backup) {
             if record.state.value.can_resume() && request.fresh {
                 recovery::back_up_record(store, clock, record, "before a fresh run")?;
@@ -412,7 +431,10 @@ fn take_on(
             }
         }
         let previous = stored.map(|record| record.state.value);
-        let (mut state, begin) = next_state(request, previous, clock);
+        let (mut state, mut begin) = next_state(request, previous, clock);
+        if is_damaged {
+            begin = Begin::New;
+        }
         state.take_on(&request.holder.worker_id, epoch, clock.now());
         match store.save_state(&mut state, &expected) {
             Ok(version) => return Ok((state, version, begin)),

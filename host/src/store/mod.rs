@@ -7,6 +7,7 @@ mod backup;
 mod benchmark;
 mod examine;
 mod history;
+mod integrity;
 mod keys;
 mod observe;
 mod sealing;
@@ -19,12 +20,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
+pub use crate::layer::Damage;
 use crate::layer::{Record, Records};
 use crate::model::{Lease, PipelineName, PipelineState, SCHEMA_VERSION, schema};
 
 pub use backup::ListedBackup;
 pub use benchmark::{Benchmark, BenchmarkPlan, Phase, RoundTrip};
-pub use examine::{DamagedState, ExaminedState, SalvagedState};
+pub use examine::{DamagedLease, DamagedState, ExaminedLease, ExaminedState, SalvagedState};
+pub use integrity::RecordName;
 pub use observe::{Inventory, Stored};
 pub use sealing::{RescueEnvelope, Sealed};
 
@@ -111,11 +114,11 @@ impl StateStore {
             if error.kind() == ErrorKind::Corrupt {
                 tracing::error!(target: "oxide_flow::state", %pipeline, "State corruption detected");
             }
-            error.while_doing(what())
+            with_remedy(error.while_doing(what()), pipeline)
         })?;
         if let Some(record) = &loaded {
             check_subject(&record.state.value, pipeline)
-                .map_err(|error| error.while_doing(what()))?;
+                .map_err(|error| with_remedy(error.while_doing(what()), pipeline))?;
             let duration_ms = milliseconds(started);
             tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms, "State loaded");
         }
@@ -164,8 +167,16 @@ impl StateStore {
     /// # Errors
     /// `Corrupt` when the record is damaged; otherwise as the storage fails.
     pub fn load_lease(&self, pipeline: &PipelineName) -> Result<Option<Versioned<Lease>>> {
-        self.load(&keys::lease(pipeline), AUXILIARY_SCHEMA)
-            .map_err(|error| error.while_doing(format!("cannot load the lease of `{pipeline}`")))
+        self.load(&keys::lease(pipeline), AUXILIARY_SCHEMA).map_err(|error| {
+            let error = error.while_doing(format!("cannot load the lease of `{pipeline}`"));
+            if error.kind() != ErrorKind::Corrupt {
+                return error;
+            }
+            error.hint(format!(
+                "make sure that no worker runs it, then mend it with `oxide_flow state repair \
+                 {pipeline}`"
+            ))
+        })
     }
 
     /// Writes the lease of a pipeline if `expected` holds. `deadline` bounds the attempt.
@@ -210,14 +221,6 @@ impl StateStore {
                 Err(error) => return Err(error),
             }
         }
-    }
-
-    /// Writes a lease over whatever is there, also over a damaged record.
-    ///
-    /// # Errors
-    /// As the storage fails.
-    pub fn overwrite_lease(&self, lease: &Lease) -> Result<Version> {
-        self.save_lease(lease, &Expected::Any, OPERATION_TIMEOUT)
     }
 
     /// The pipelines that have a lease record, released or not, by name.
@@ -322,7 +325,13 @@ fn parse<T: DeserializeOwned>(key: &str, record: &Record, schema: u32) -> Result
 fn state_record(key: &str, record: &Record) -> Result<StateRecord> {
     let version = record.version;
     if record.schema >= SCHEMA_VERSION {
-        let value = parse(key, record, SCHEMA_VERSION)?;
+        let value: PipelineState = parse(key, record, SCHEMA_VERSION)?;
+        // Who reads a copy of it goes by what it says of itself.
+        if value.schema_version != record.schema {
+            let (said, sealed) = (value.schema_version, record.schema);
+            let message = format!("the record of `{key}` has schema {sealed}, its state {said}");
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
         return Ok(StateRecord { state: Versioned { value, version }, original: None });
     }
     let document: Value = parse(key, record, SCHEMA_VERSION)?;
@@ -355,6 +364,18 @@ fn with_state<T: DeserializeOwned>(mut document: Value, what: &str) -> Result<T>
     }
     serde_json::from_value(document)
         .map_err(|error| wrong(Error::new(ErrorKind::Invalid, "it does not read").because(error)))
+}
+
+/// What to do about a damaged state.
+fn with_remedy(error: Error, pipeline: &PipelineName) -> Error {
+    if error.kind() != ErrorKind::Corrupt {
+        return error;
+    }
+    error.hint(format!(
+        "see what is wrong with `oxide_flow state validate {pipeline}`, then mend it with \
+         `oxide_flow state repair {pipeline}`, or go back with `oxide_flow state restore {pipeline} \
+         --backup latest`"
+    ))
 }
 
 /// A state must be about the pipeline it is stored for.

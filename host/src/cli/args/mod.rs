@@ -10,8 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::model::PipelineName;
 
 pub(super) use state::{
-    BenchmarkArgs, ExportFormat, LockArgs, PushArgs, RekeyArgs, StateCommand, StateListArgs,
-    UpgradeArgs,
+    BenchmarkArgs, ExportFormat, LockArgs, PushArgs, RekeyArgs, RepairArgs, StateCommand,
+    StateListArgs, UpgradeArgs, ValidateArgs,
 };
 
 /// Durable state for data pipelines: checkpoints, leases, recovery.
