@@ -74,7 +74,8 @@ fn the_help_of_the_whole_shows_every_command() {
       state     Look at and change the state of pipelines
       worker    Look at and stop workers
       plugin    Look at backend plugins
-      maintain  Remove what is kept beyond its bounds, once; for cron
+      maintain  Make the backups that are due and remove what need not be kept, once; for cron
+      migrate   Move all pipelines to another store
       health    Check that the store can be opened, written and read
       help      Print this message or the help of the given subcommand(s)
 
@@ -282,6 +283,12 @@ fn wrong_usage_is_exit_2_with_the_nearest_right_word() {
       verify-integrity  Read every record of the store, and say which are damaged
       repair            Mend a state that is damaged or not valid
       push              Put back a state that could not be saved, from the file it was rescued to
+      backup            Keep a copy of the state of a pipeline, now
+      list-backups      List the backups of a pipeline, newest first, each read and verified
+      validate-backup   Check that a backup can be restored
+      restore           Go back to a backup, or to what was kept at some time
+      delete            Delete the state of a pipeline
+      cleanup           Remove stale states and old copies
       help              Print this message or the help of the given subcommand(s)
 
     Options:

@@ -42,6 +42,8 @@ pub enum ErrorKind {
     OutcomeUnknown,
     /// A step of a pipeline failed.
     StepFailed,
+    /// The run ended while the store was away; its state is on local disk only.
+    Degraded,
     /// The run was stopped by a signal or by `worker stop`.
     Stopped,
     /// An operating-system call outside the store failed.
@@ -111,6 +113,12 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         self.retryable
+    }
+
+    /// Whether the store is away: it does not answer, or its answer was lost.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::OutcomeUnknown)
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::lease::this_process;
 use crate::metrics::Figures;
 use crate::model::{PipelineName, PipelineState};
-use crate::recovery::AutoRepair;
+use crate::recovery::{AutoRepair, Upkeep};
 use crate::runner::{Run, RunRequest, rescue_folders};
 
 /// A project's state, for a program that does the work of its pipelines itself.
@@ -42,6 +42,9 @@ impl StateManager {
     /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged;
     /// otherwise as the store fails.
     pub fn start_run(&self, pipeline: &str, steps: &[&str]) -> Result<Run> {
+        if let Some(warning) = self.app.unfenced_limit() {
+            tracing::warn!(target: "oxide_flow::state", "{warning}");
+        }
         let state = &self.app.config.state;
         let request = RunRequest {
             pipeline: pipeline.parse()?,
@@ -50,10 +53,11 @@ impl StateManager {
             incremental: HashSet::new(),
             fresh: false,
             backup: state.backup_enabled,
-            history_keep: state.history_keep,
+            upkeep: Upkeep::from(state),
             lease_ttl: state.lease_ttl,
             heartbeat_interval: state.heartbeat_interval,
             wait: Duration::ZERO,
+            fallback: self.app.fallback(),
         };
         if let AutoRepair::Refused(why) = self.app.repair_before_run(&request.pipeline)? {
             tracing::warn!(pipeline, why, "the state is damaged and is not repaired by itself");

@@ -8,11 +8,14 @@ mod health;
 mod init;
 mod logging;
 mod maintain;
+mod migrate;
+mod moment;
 mod pipeline;
 mod plugin;
 mod progress;
 mod run;
 mod run_view;
+mod stale;
 mod state;
 mod ui;
 mod worker;
@@ -24,7 +27,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::app::App;
-use crate::config::{Config, ProjectLocation};
+use crate::config::{BACKEND_VARIABLE, Config, ProjectLocation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runner::{singer, supervisor};
 use args::{Arguments, Command, Global};
@@ -72,6 +75,7 @@ fn dispatch(parsed: &Arguments, ui: &Ui) -> Result<ExitCode> {
         Command::Worker(command) => worker::run(global, command, ui),
         Command::Plugin(command) => plugin::run(global, command, ui),
         Command::Maintain(args) => maintain::run(global, args, ui),
+        Command::Migrate(args) => migrate::run(global, args, ui),
         Command::Health { json } => health::run(global, *json, ui),
     }
 }
@@ -98,11 +102,26 @@ fn load_config(global: &Global, ui: &Ui) -> Result<Config> {
 
 /// Opens the project's state store, for a command that looks at what others keep in it.
 fn open_app(global: &Global, ui: &Ui) -> Result<App> {
-    let app = App::open(load_config(global, ui)?, &env)?;
+    tell_reservation(App::open(load_config(global, ui)?, &env)?, ui)
+}
+
+/// As [`open_app`], for a command that shows what is spooled here when the store is away.
+fn open_app_for_reading(global: &Global, ui: &Ui) -> Result<App> {
+    tell_reservation(App::open_for_reading(load_config(global, ui)?, &env)?, ui)
+}
+
+fn tell_reservation(app: App, ui: &Ui) -> Result<App> {
     if let Some(reservation) = app.reservation() {
         ui.warning(&reservation);
     }
     Ok(app)
+}
+
+/// Opens the state store of another configuration file, which alone says what it is: a variable
+/// that selects the backend of this command is not meant for it.
+fn open_other(file: &Path) -> Result<App> {
+    let env = |name: &str| if name == BACKEND_VARIABLE { None } else { env(name) };
+    App::open(Config::load(&ProjectLocation::Explicit(file.to_owned()), &env)?, &env)
 }
 
 /// Who gives a command: user and host.

@@ -10,6 +10,7 @@
 mod duration;
 mod encryption;
 mod error;
+mod fallback;
 mod interpolate;
 mod older;
 mod pipeline;
@@ -28,12 +29,13 @@ use std::path::{Path, PathBuf};
 
 pub use encryption::{EncryptionSection, KeyPlace};
 pub use error::ConfigError;
+pub use fallback::FallbackSection;
 pub use pipeline::{
     Metadata, Pipeline, PipelineFile, default_pipeline, list_pipelines, load_pipeline,
 };
 pub use project::{PROJECT_FILE, PluginsSection, ProjectSection, Settings};
 pub use repair::RepairSection;
-pub use state::StateSection;
+pub use state::{BACKEND_VARIABLE, StateSection};
 pub use step::{Command, Step};
 
 /// Looks up an environment variable: `&|name| std::env::var(name).ok()`, or a test's own table.
@@ -140,6 +142,7 @@ impl Config {
         if let Some(encryption) = &mut self.state.encryption {
             encryption.resolve(&self.project_dir);
         }
+        self.state.fallback.resolve(&self.project_dir);
         self.option_lines = read.option_lines;
         self.notes.extend(read.notes);
     }

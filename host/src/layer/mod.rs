@@ -2,6 +2,7 @@
 //!
 //! Layers know bytes, keys and versions, never what a pipeline is. [`stack`] owns their order.
 
+mod away;
 mod cache;
 mod encryption;
 mod metrics;
@@ -18,10 +19,11 @@ use oxiflow_plugin_api::Storage;
 
 use crate::clock::Clock;
 
+pub use away::away;
 pub use cache::Cache;
 pub use encryption::{Derivation, Encryption, KeySource, Keyring};
 pub use metrics::{Measured, Metrics, OperationCounters, StorageCounters};
-pub use records::{DamagedRecord, Examined, Kept, Record, Records};
+pub use records::{DamagedRecord, Examined, Kept, Record, Records, SealedRecord};
 pub use retry::Retry;
 pub use salvage::{Damage, Salvage, damage, salvage};
 pub use seal::{ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION, Header, claimed_key, seal, unseal};

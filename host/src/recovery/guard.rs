@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::error::Result;
-use crate::lease::{Acquire, HeldLease, acquire, this_process};
+use crate::lease::{Acquire, HeldLease, Tempo, acquire, this_process};
 use crate::model::PipelineName;
 use crate::store::StateStore;
 
@@ -13,15 +13,15 @@ use crate::store::StateStore;
 const LEASE_TTL: Duration = Duration::from_secs(30);
 
 /// Which pipeline to hold, and what for.
-pub(super) struct Claim<'a> {
+pub struct Claim<'a> {
     /// The pipeline.
-    pub(super) pipeline: &'a PipelineName,
+    pub pipeline: &'a PipelineName,
     /// What for; shown to those who find the lease held.
-    pub(super) purpose: &'a str,
+    pub purpose: &'a str,
     /// How long to wait for a live worker to finish.
-    pub(super) wait: Duration,
+    pub wait: Duration,
     /// The epoch of the lease is greater than this.
-    pub(super) epoch_floor: u64,
+    pub epoch_floor: u64,
 }
 
 /// Acquires the lease, calls `work` with its epoch, and releases it again.
@@ -29,7 +29,7 @@ pub(super) struct Claim<'a> {
 /// # Errors
 /// `LeaseHeld` when a live worker is on the pipeline; as `work` fails; otherwise as the store
 /// fails.
-pub(super) fn under_lease<T>(
+pub fn under_lease<T>(
     store: &StateStore,
     clock: &Arc<dyn Clock>,
     claim: &Claim<'_>,
@@ -53,7 +53,7 @@ pub(super) fn under_lease<T>(
         store.clone(),
         Arc::clone(clock),
         acquired.lease,
-        LEASE_TTL / 3,
+        Tempo::every(LEASE_TTL / 3),
         |event| tracing::debug!(?event, "during an administrative change"),
     )?;
     let done = work(epoch);

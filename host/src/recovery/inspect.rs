@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
-use super::copies::copies_of;
+use super::known_copies::copies_of;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::{Liveness, Worker, WorkerStatus, liveness};

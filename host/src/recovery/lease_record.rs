@@ -5,13 +5,13 @@
 //! until then is fenced as always, by compare-and-swap.
 
 use crate::clock::Clock;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::lease::this_process;
 use crate::model::{Extra, Lease, PipelineName};
 use crate::store::{DamagedLease, ExaminedLease, OPERATION_TIMEOUT, StateStore};
 
 use super::backup::quarantine_lease;
-use super::copies::copies_of;
+use super::known_copies::copies_of;
 
 /// Above what a lease taken after the last save of the state can have had.
 const STRIDE: u64 = 1000;
@@ -23,7 +23,8 @@ const PLAUSIBLE: u64 = 1_000_000;
 /// returns the id that they are under; `None` when the lease is not damaged any more.
 ///
 /// # Errors
-/// As the store fails.
+/// `Invalid` when the pipeline may have been moved to another store, which only the lease tells;
+/// otherwise as the store fails.
 pub fn replace_damaged_lease(
     store: &StateStore,
     clock: &dyn Clock,
@@ -32,6 +33,7 @@ pub fn replace_damaged_lease(
     let ExaminedLease::Damaged(damaged) = store.examine_lease(pipeline)? else {
         return Ok(None);
     };
+    check_not_moved(store, pipeline, &damaged)?;
     let epoch = epoch_above(store, pipeline, &damaged)?;
     let id = quarantine_lease(store, clock, pipeline, &damaged, "before its lease is replaced")?;
     let now = clock.now();
@@ -47,6 +49,7 @@ pub fn replace_damaged_lease(
         requests: Vec::new(),
         metrics: None,
         lock: None,
+        moved: damaged.salvaged.as_ref().and_then(|lease| lease.moved.clone()),
         extra: Extra::new(),
     };
     match store.save_lease(&lease, &damaged.expected, OPERATION_TIMEOUT) {
@@ -55,6 +58,24 @@ pub fn replace_damaged_lease(
         Err(error) if error.kind() == ErrorKind::Conflict => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// A new lease would let a pipeline run here that lives in another store by now.
+fn check_not_moved(
+    store: &StateStore,
+    pipeline: &PipelineName,
+    damaged: &DamagedLease,
+) -> Result<()> {
+    // What is left of the lease says whether it was moved, and is kept.
+    if damaged.salvaged.is_some() {
+        return Ok(());
+    }
+    let Some(migration) = store.outgoing_migration()? else { return Ok(()) };
+    let to = &migration.value.to;
+    let message =
+        format!("pipeline `{pipeline}` may live in another store: {} ({})", to.config, to.backend);
+    Err(Error::new(ErrorKind::Invalid, message)
+        .hint("look for it there; undo the migration before it is run here again"))
 }
 
 fn epoch_above(store: &StateStore, pipeline: &PipelineName, damaged: &DamagedLease) -> Result<u64> {

@@ -2,6 +2,7 @@
 
 use base64ct::{Base64, Encoding};
 
+use super::transfer::{INCOMING, OUTGOING};
 use super::{StateStore, check_subject, keys};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::PipelineName;
@@ -19,6 +20,11 @@ pub enum RecordName {
     History(PipelineName, String),
     /// Quarantined bytes, by their pipeline and id.
     Quarantined(PipelineName, String),
+    /// What is kept of a migration out of this store or into it.
+    Migration {
+        /// Whether it leads out of it.
+        is_outgoing: bool,
+    },
     /// Nothing that oxide_flow writes.
     Foreign,
 }
@@ -38,7 +44,11 @@ impl RecordName {
             .or_else(|| copy(keys::BACKUPS).map(|(name, id)| Self::Backup(name, id)))
             .or_else(|| copy(keys::HISTORY).map(|(name, id)| Self::History(name, id)))
             .or_else(|| copy(keys::QUARANTINE).map(|(name, id)| Self::Quarantined(name, id)));
-        found.unwrap_or(Self::Foreign)
+        found.unwrap_or(match key {
+            OUTGOING => Self::Migration { is_outgoing: true },
+            INCOMING => Self::Migration { is_outgoing: false },
+            _ => Self::Foreign,
+        })
     }
 }
 
@@ -83,6 +93,10 @@ impl StateStore {
                         .because(error.to_string())
                 })?;
                 Ok(kept.is_some())
+            }
+            RecordName::Migration { is_outgoing: true } => Ok(self.outgoing_migration()?.is_some()),
+            RecordName::Migration { is_outgoing: false } => {
+                Ok(self.incoming_migration()?.is_some())
             }
             RecordName::Foreign => {
                 let message = "its key is none that oxide_flow writes";

@@ -11,6 +11,9 @@ mod integrity;
 mod keys;
 mod observe;
 mod sealing;
+#[cfg(test)]
+mod testing;
+mod transfer;
 
 use std::time::{Duration, Instant};
 
@@ -131,12 +134,28 @@ impl StateStore {
     /// # Errors
     /// `Conflict` when somebody else wrote; otherwise as the storage fails. The count is undone.
     pub fn save_state(&self, state: &mut PipelineState, expected: &Expected) -> Result<Version> {
+        self.save_state_within(state, expected, OPERATION_TIMEOUT)
+    }
+
+    /// As [`save_state`](Self::save_state), with less or more patience than for other operations.
+    ///
+    /// # Errors
+    /// As [`save_state`](Self::save_state).
+    pub fn save_state_within(
+        &self,
+        state: &mut PipelineState,
+        expected: &Expected,
+        timeout: Duration,
+    ) -> Result<Version> {
         let started = Instant::now();
         let pipeline = state.pipeline_id.clone();
         let before = state.version;
         // An imported state may claim to have been saved any number of times.
         state.version = before.saturating_add(1);
-        let saved = self.save(&keys::state(&pipeline), SCHEMA_VERSION, state, expected);
+        let key = keys::state(&pipeline);
+        let saved = self.body_of(state).and_then(|body| {
+            self.records.put(&Call::within(timeout), &key, SCHEMA_VERSION, &body, expected)
+        });
         let (version, bytes) = saved.map_err(|error| {
             state.version = before;
             error.while_doing(format!("cannot save the state of pipeline `{pipeline}`"))
@@ -152,6 +171,35 @@ impl StateStore {
                 "State saved");
         }
         Ok(version)
+    }
+
+    /// Writes a state as it is, without counting the save: a copy of what another store holds.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn copy_state(&self, state: &PipelineState, expected: &Expected) -> Result<Version> {
+        let pipeline = &state.pipeline_id;
+        let saved = self.save(&keys::state(pipeline), SCHEMA_VERSION, state, expected);
+        saved
+            .map(|(version, _)| version)
+            .map_err(|error| error.while_doing(format!("cannot copy the state of `{pipeline}`")))
+    }
+
+    /// Deletes the state of a pipeline if `expected` holds; `false` when there is none.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn delete_state(&self, pipeline: &PipelineName, expected: &Expected) -> Result<bool> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        let deleted = self.records.delete(&call, &keys::state(pipeline), expected);
+        let deleted = deleted.map_err(|error| {
+            let what = format!("cannot delete the state of pipeline `{pipeline}`");
+            Error::from(error).while_doing(what)
+        })?;
+        if deleted {
+            tracing::info!(target: "oxide_flow::state", %pipeline, "State deleted");
+        }
+        Ok(deleted)
     }
 
     /// The pipelines that have a state, by name.
@@ -221,6 +269,18 @@ impl StateStore {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Deletes the lease record of a pipeline if `expected` holds. The epoch is forgotten with it:
+    /// only for a pipeline that nothing was ever saved of under the lease.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn delete_lease(&self, pipeline: &PipelineName, expected: &Expected) -> Result<()> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        self.records.delete(&call, &keys::lease(pipeline), expected).map(drop).map_err(|error| {
+            Error::from(error).while_doing(format!("cannot delete the lease of `{pipeline}`"))
+        })
     }
 
     /// The pipelines that have a lease record, released or not, by name.
@@ -387,6 +447,7 @@ fn check_subject(state: &PipelineState, pipeline: &PipelineName) -> Result<()> {
     Err(Error::new(ErrorKind::Corrupt, message))
 }
 
-fn milliseconds(started: Instant) -> f64 {
+/// Milliseconds since then, to a tenth, as log lines have it.
+pub(crate) fn milliseconds(started: Instant) -> f64 {
     (started.elapsed().as_secs_f64() * 10_000.0).round() / 10.0
 }

@@ -1,7 +1,10 @@
 //! `oxide_flow state …`
 
+mod backup;
 mod benchmark;
+mod cleanup;
 mod clear_cache;
+mod delete;
 mod diagnostics;
 mod diff;
 mod export;
@@ -9,24 +12,28 @@ mod figures;
 mod history;
 mod import;
 mod list;
+mod list_backups;
 mod lock;
+mod preview;
 mod push;
 mod reference;
 mod rekey;
 mod repair;
+mod restore;
 mod rollback;
 mod show;
 mod unlock;
 mod upgrade;
 mod validate;
+mod validate_backup;
 mod verify_integrity;
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use super::args::{Global, StateCommand};
-use super::open_app;
 use super::ui::{Ui, number_of, time};
+use super::{open_app, open_app_for_reading};
 use crate::app::App;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::{Worker, WorkerStatus};
@@ -35,10 +42,14 @@ use crate::recovery::{Kept, RewriteOptions};
 use crate::store::{DamagedState, ExaminedState};
 
 pub(super) use figures::{milliseconds, size};
+pub(super) use import::confirm;
 pub(super) use lock::described;
 
 pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<ExitCode> {
-    let app = open_app(global, ui)?;
+    let app = match command {
+        StateCommand::Show { .. } | StateCommand::List(_) => open_app_for_reading(global, ui)?,
+        _ => open_app(global, ui)?,
+    };
     match command {
         StateCommand::Show { pipeline, json } => show::run(&app, pipeline, *json, ui),
         StateCommand::List(args) => list::run(&app, args, ui),
@@ -73,6 +84,14 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
         StateCommand::VerifyIntegrity { json } => verify_integrity::run(&app, *json, ui),
         StateCommand::Repair(args) => repair::run(&app, args, ui),
         StateCommand::Push(args) => push::run(&app, args, ui),
+        StateCommand::Backup(args) => backup::run(&app, args, ui),
+        StateCommand::ListBackups { pipeline, json } => {
+            list_backups::run(&app, pipeline, *json, ui)
+        }
+        StateCommand::ValidateBackup(args) => validate_backup::run(&app, args, ui),
+        StateCommand::Restore(args) => restore::run(&app, args, ui),
+        StateCommand::Delete(args) => delete::run(&app, args, ui),
+        StateCommand::Cleanup(args) => cleanup::run(&app, args, ui),
     }
 }
 
@@ -80,9 +99,13 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
 fn existing_state(app: &App, pipeline: &PipelineName) -> Result<PipelineState> {
     match app.store.load_state(pipeline)? {
         Some(state) => Ok(state.value),
-        None => Err(Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"))
-            .hint("it has not run yet; `oxide_flow state list` shows those that have")),
+        None => Err(no_state(pipeline)),
     }
+}
+
+fn no_state(pipeline: &PipelineName) -> Error {
+    Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"))
+        .hint("it has not run yet; `oxide_flow state list` shows those that have")
 }
 
 /// The worker that holds a pipeline; `None` when nobody does.
@@ -90,6 +113,9 @@ fn holder_of(app: &App, pipeline: &PipelineName) -> Result<Option<Worker>> {
     let lease = app.store.load_lease(pipeline)?;
     Ok(lease.map(|lease| Worker::of(lease.value, app.clock.now())).filter(Worker::is_holding))
 }
+
+/// What is shown instead of the status of a state that a pipeline left behind in another store.
+const MOVED: &str = "moved";
 
 /// Where a run stands, seen together with its worker: a state that says `running` while nobody
 /// runs it was interrupted.

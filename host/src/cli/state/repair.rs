@@ -78,6 +78,13 @@ pub(super) fn run(app: &App, args: &RepairArgs, ui: &Ui) -> Result<ExitCode> {
         RepairPlan::Nothing | RepairPlan::Impossible(_) => {}
         RepairPlan::Write(remedy) => told.remedy(remedy)?,
     }
+    if let Some(spooled) = app.spool().newest(&app.store, pipeline)? {
+        let file = spooled.file.display();
+        ui.note(&format!(
+            "{file} holds progress that a run could not save; once the state is repaired, put it \
+             back with `oxide_flow state push {file} --force`"
+        ));
+    }
     if replaces_lease {
         ui.aside("the damaged lease is replaced by a released one: a worker that lives is fenced");
     }

@@ -46,7 +46,7 @@ struct Problem {
 pub(super) fn run(app: &App, json: bool, ui: &Ui) -> Result<ExitCode> {
     let keys = app.store.all_keys()?;
     let bar = progress(keys.len());
-    let names = ["states", "leases", "backups", "history", "quarantine", "foreign"];
+    let names = ["states", "leases", "backups", "history", "quarantine"];
     let sorts = names.into_iter().map(|name| (name, Sort::default())).collect();
     let mut report = Report { records: 0, whole: 0, sorts, problems: Vec::new() };
     for key in keys {
@@ -69,7 +69,6 @@ pub(super) fn run(app: &App, json: bool, ui: &Ui) -> Result<ExitCode> {
         }
     }
     bar.finish_and_clear();
-    report.sorts.retain(|name, sort| *name != "foreign" || sort.records > 0);
     let code = match report.problems.iter().find(|problem| problem.status == "corrupt") {
         Some(_) => ExitCode::from(exit::CORRUPT),
         None => {
@@ -105,6 +104,7 @@ fn sort_of(name: &RecordName) -> &'static str {
         RecordName::Backup(..) => "backups",
         RecordName::History(..) => "history",
         RecordName::Quarantined(..) => "quarantine",
+        RecordName::Migration { .. } => "migrations",
         RecordName::Foreign => "foreign",
     }
 }
@@ -122,6 +122,10 @@ fn problem(key: String, name: &RecordName, error: Error) -> Problem {
         ),
         RecordName::History(..) | RecordName::Quarantined(..) => {
             "none: no command needs it, and every command passes over it".to_owned()
+        }
+        RecordName::Migration { .. } => {
+            "make sure where the pipelines live, then move them again with `oxide_flow migrate`"
+                .to_owned()
         }
         RecordName::Foreign => "find out who wrote it; no command reads it".to_owned(),
     };
