@@ -14,6 +14,7 @@ use super::encryption::{self, EncryptionSection};
 use super::error::ConfigError;
 use super::fallback::{self, FallbackSection};
 use super::interpolate;
+use super::repair::{self, RepairSection};
 use super::section::{self, Section};
 use super::yaml::{Entry, Node, Value};
 
@@ -35,6 +36,9 @@ const KEYS: &[&str] = &[
     "cache_size",
     "history_keep",
     "encryption",
+    "repair_enabled",
+    "auto_repair",
+    "max_repair_attempts",
     "fallback",
 ];
 
@@ -81,6 +85,8 @@ pub struct StateSection {
     pub history_keep: usize,
     /// How records are encrypted; by default they are not.
     pub encryption: Option<EncryptionSection>,
+    /// How damaged states are repaired.
+    pub repair: RepairSection,
     /// What a run does while the store is away.
     pub fallback: FallbackSection,
 }
@@ -103,6 +109,7 @@ impl Default for StateSection {
             cache_size: 100,
             history_keep: 100,
             encryption: None,
+            repair: RepairSection::default(),
             fallback: FallbackSection::default(),
         }
     }
@@ -126,6 +133,7 @@ impl fmt::Debug for StateSection {
             .field("cache_size", &self.cache_size)
             .field("history_keep", &self.history_keep)
             .field("encryption", &self.encryption)
+            .field("repair", &self.repair)
             .field("fallback", &self.fallback)
             .finish()
     }
@@ -168,6 +176,7 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
     read_intervals(&state, &mut read.section)?;
     let keys = state.get("encryption").map(|node| encryption::read(shown, node)).transpose()?;
     read.section.encryption = keys;
+    read.section.repair = repair::read(&state)?;
     if let Some(node) = state.get("fallback") {
         read.section.fallback = fallback::read(shown, node)?;
     }

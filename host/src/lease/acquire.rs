@@ -169,7 +169,7 @@ fn new_lease(
     Lease {
         pipeline_id: request.pipeline.clone(),
         holder: request.holder.clone(),
-        epoch: previous_epoch.max(request.epoch_floor) + 1,
+        epoch: previous_epoch.max(request.epoch_floor).saturating_add(1),
         ttl_ms: u64::try_from(request.ttl.as_millis()).unwrap_or(u64::MAX),
         purpose: request.purpose.to_owned(),
         acquired_at: now,

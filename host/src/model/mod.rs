@@ -15,6 +15,7 @@ mod quarantine;
 pub mod schema;
 mod state;
 mod step;
+pub mod validate;
 
 pub use backup::Backup;
 pub use diff::{Difference, differences};

@@ -8,7 +8,7 @@ use super::rewrite::Kept;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::{Backup, Extra, PipelineName, PipelineState, Quarantined};
-use crate::store::{DamagedState, ExaminedState, StateRecord, StateStore};
+use crate::store::{DamagedLease, DamagedState, ExaminedState, StateRecord, StateStore};
 
 /// The time in the id of a copy.
 const ID_TIME: &str = "%Y%m%dT%H%M%S%.3fZ";
@@ -81,21 +81,54 @@ pub fn quarantine(
     damaged: &DamagedState,
     reason: &str,
 ) -> Result<String> {
-    let quarantined_at = clock.now();
-    let quarantine_id = copy_id(quarantined_at);
-    store.save_quarantined(&Quarantined {
-        quarantine_id: quarantine_id.clone(),
-        pipeline_id: pipeline.clone(),
-        key: format!("state/{pipeline}"),
-        quarantined_at,
-        reason: reason.to_owned(),
-        damage: chain(&damaged.error),
-        bytes: damaged.remains.as_deref().map(Base64::encode_string),
-        extra: Extra::new(),
-    })?;
-    tracing::warn!(target: "oxide_flow::state", %pipeline, quarantine_id, reason,
+    let id = keep_bytes(
+        store,
+        Quarantined {
+            quarantine_id: String::new(),
+            pipeline_id: pipeline.clone(),
+            key: format!("state/{pipeline}"),
+            quarantined_at: clock.now(),
+            reason: reason.to_owned(),
+            damage: chain(&damaged.error),
+            bytes: damaged.remains.as_deref().map(Base64::encode_string),
+            extra: Extra::new(),
+        },
+    )?;
+    tracing::warn!(target: "oxide_flow::state", %pipeline, quarantine_id = id, reason,
         "Damaged state quarantined");
-    Ok(quarantine_id)
+    Ok(id)
+}
+
+/// Keeps the bytes of a damaged lease before it is replaced, and returns the id they are under.
+///
+/// # Errors
+/// As [`quarantine`].
+pub(super) fn quarantine_lease(
+    store: &StateStore,
+    clock: &dyn Clock,
+    pipeline: &PipelineName,
+    damaged: &DamagedLease,
+    reason: &str,
+) -> Result<String> {
+    keep_bytes(
+        store,
+        Quarantined {
+            quarantine_id: String::new(),
+            pipeline_id: pipeline.clone(),
+            key: format!("lease/{pipeline}"),
+            quarantined_at: clock.now(),
+            reason: reason.to_owned(),
+            damage: chain(&damaged.error),
+            bytes: damaged.remains.as_deref().map(Base64::encode_string),
+            extra: Extra::new(),
+        },
+    )
+}
+
+fn keep_bytes(store: &StateStore, kept: Quarantined) -> Result<String> {
+    let id = copy_id(kept.quarantined_at);
+    store.save_quarantined(&Quarantined { quarantine_id: id.clone(), ..kept })?;
+    Ok(id)
 }
 
 fn keep(

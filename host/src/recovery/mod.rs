@@ -1,12 +1,17 @@
 //! Keeping copies of states, putting states back, and removing what need not be kept.
 
+mod auto_repair;
 mod backup;
 mod cleanup;
 mod copies;
 mod delete;
 mod guard;
 mod import;
+mod inspect;
+mod known_copies;
+mod lease_record;
 mod rekey;
+mod repair;
 mod rescue;
 mod restore;
 mod retention;
@@ -18,6 +23,7 @@ mod tests;
 mod upgrade;
 mod upkeep;
 
+pub use auto_repair::{AutoRepair, auto_repair};
 pub use backup::{back_up, back_up_now, back_up_record, quarantine};
 pub use cleanup::{StateFacts, Verdict, judge};
 pub use copies::{
@@ -26,7 +32,10 @@ pub use copies::{
 pub use delete::{Deleted, Deletion, delete};
 pub use guard::{Claim, under_lease};
 pub use import::{Import, import, read_document};
+pub use inspect::{Inspection, inspect};
+pub use lease_record::replace_damaged_lease;
 pub use rekey::{RekeyPlan, Rekeyed, plan_rekey, rekey};
+pub use repair::{Remedy, RepairPlan, Way, is_lossless, needs_lease, plan_repair, repair};
 pub use rescue::{
     Pushed, Rescued, push, read_rescue_file, saved_under_same_lease, write_rescue_file,
 };

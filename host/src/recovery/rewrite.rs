@@ -134,6 +134,7 @@ pub(super) fn keep_first(
 pub(super) fn detach(state: &mut PipelineState) {
     state.worker_id = None;
     if state.status == PipelineStatus::Running {
-        state.status = PipelineStatus::Paused;
+        let last_saved = state.last_heartbeat;
+        state.finish(PipelineStatus::Paused, last_saved);
     }
 }

@@ -32,6 +32,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 const LONGEST_CURSOR: usize = 100 * 1024;
 /// How many lines of a failed step's standard error are kept with its error.
 const CONTEXT_LINES: usize = 10;
+/// The longest time that is estimated for a step.
+const LONGEST_ESTIMATE: TimeDelta = TimeDelta::days(100 * 365);
 
 /// How an attempt at a step ended.
 pub(super) enum AttemptEnd {
@@ -411,5 +413,22 @@ fn time_left(step: &StepState, done_now: u64, elapsed: Duration) -> Option<TimeD
         return None;
     }
     let seconds = elapsed.as_secs_f64() / done_now as f64 * left as f64;
-    TimeDelta::try_milliseconds((seconds * 1000.0) as i64)
+    // Further away there is nothing to wait for, and soon no calendar.
+    TimeDelta::try_milliseconds((seconds * 1000.0) as i64).filter(|left| *left <= LONGEST_ESTIMATE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_total_that_nobody_lives_to_see_gives_no_estimate() {
+        let mut step = StepState::pending("a", "A");
+        step.records_total = Some(10);
+        step.records_processed = 4;
+        let elapsed = Duration::from_secs(2);
+        assert_eq!(time_left(&step, 4, elapsed), Some(TimeDelta::seconds(3)));
+        step.records_total = Some(u64::MAX);
+        assert_eq!(time_left(&step, 4, elapsed), None);
+    }
 }

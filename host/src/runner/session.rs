@@ -25,7 +25,7 @@ use crate::model::{
 use crate::recovery::{
     self, Rescued, RoomScope, Settled, Upkeep, make_room, replay, write_rescue_file,
 };
-use crate::store::StateStore;
+use crate::store::{ExaminedState, StateStore};
 
 /// What a run needs to begin.
 pub struct RunRequest {
@@ -105,7 +105,8 @@ impl Run {
     ///
     /// # Errors
     /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged, also
-    /// one in the spool; otherwise as the store fails.
+    /// one in the spool, unless the run starts over: then the damaged bytes are quarantined.
+    /// Otherwise as the store fails.
     pub fn begin(
         store: &StateStore,
         clock: &Arc<dyn Clock>,
@@ -116,7 +117,11 @@ impl Run {
     ) -> Result<Begun> {
         let pipeline = &request.pipeline;
         // A damaged state is found before the lease is taken, so that nothing is left behind.
-        let epoch_floor = store.load_state(pipeline)?.map_or(0, |state| state.value.epoch);
+        let epoch_floor = if request.fresh {
+            store.examine_state(pipeline)?.counters().0
+        } else {
+            store.load_state(pipeline)?.map_or(0, |state| state.value.epoch)
+        };
         let spool = &request.fallback.spool;
         spool.entries(store, pipeline)?;
         let acquired = acquire(
@@ -498,8 +503,22 @@ fn take_on(
     replayed: bool,
 ) -> Result<(PipelineState, Version, Begin)> {
     loop {
-        let stored = store.load_state_record(&request.pipeline)?;
-        let expected = Expected::from(stored.as_ref().map(|record| record.state.version));
+        let examined = if request.fresh {
+            store.examine_state(&request.pipeline)?
+        } else {
+            let record = store.load_state_record(&request.pipeline)?;
+            record.map_or(ExaminedState::Absent, |record| ExaminedState::Whole(Box::new(record)))
+        };
+        let expected = examined.expected();
+        let (stored, is_damaged) = match examined {
+            ExaminedState::Absent => (None, false),
+            ExaminedState::Whole(record) => (Some(*record), false),
+            ExaminedState::Damaged(damaged) => {
+                let reason = "before a fresh run";
+                recovery::quarantine(store, clock, &request.pipeline, &damaged, reason)?;
+                (None, true)
+            }
+        };
         if let Some(record) = stored.as_ref().filter(|_| request.backup) {
             if record.state.value.can_resume() && request.fresh {
                 recovery::back_up_record(store, clock, record, "before a fresh run")?;
@@ -508,7 +527,10 @@ fn take_on(
             }
         }
         let previous = stored.map(|record| record.state.value);
-        let (mut state, begin) = next_state(request, previous, replayed, clock);
+        let (mut state, mut begin) = next_state(request, previous, replayed, clock);
+        if is_damaged {
+            begin = Begin::New;
+        }
         state.take_on(&request.holder.worker_id, epoch, clock.now());
         match store.save_state(&mut state, &expected) {
             Ok(version) => return Ok((state, version, begin)),

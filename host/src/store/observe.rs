@@ -8,7 +8,9 @@ use oxiflow_plugin_api::Call;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{OPERATION_TIMEOUT, StateStore, body_of, check_subject, keys, milliseconds, parse};
+use super::{
+    OPERATION_TIMEOUT, StateStore, body_of, check_subject, keys, milliseconds, parse, with_remedy,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::Record;
 use crate::metrics::Figures;
@@ -59,7 +61,8 @@ impl StateStore {
             if error.kind() == ErrorKind::Corrupt {
                 tracing::error!(target: "oxide_flow::state", %pipeline, "State corruption detected");
             }
-            error.while_doing(format!("cannot load the state of pipeline `{pipeline}`"))
+            let what = format!("cannot load the state of pipeline `{pipeline}`");
+            with_remedy(error.while_doing(what), pipeline)
         })?;
         Ok(read.map(|kept| {
             let duration_ms = milliseconds(started);

@@ -7,8 +7,8 @@ use crate::error::{Error, Result};
 use crate::model::{Migration, PipelineName};
 
 /// Keys under [`keys::MIGRATION`].
-const OUTGOING: &str = "migration/outgoing";
-const INCOMING: &str = "migration/incoming";
+pub(super) const OUTGOING: &str = "migration/outgoing";
+pub(super) const INCOMING: &str = "migration/incoming";
 
 impl StateStore {
     /// The keys of everything that is stored of a pipeline beside its lease, oldest first in each

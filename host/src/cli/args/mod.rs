@@ -11,7 +11,8 @@ use crate::model::PipelineName;
 
 pub(super) use state::{
     BackupArgs, BenchmarkArgs, CleanupArgs, DeleteArgs, ExportFormat, LockArgs, PushArgs,
-    RekeyArgs, RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateBackupArgs,
+    RekeyArgs, RepairArgs, RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateArgs,
+    ValidateBackupArgs,
 };
 
 /// Durable state for data pipelines: checkpoints, leases, recovery.

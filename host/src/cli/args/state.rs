@@ -24,7 +24,8 @@ pub(in crate::cli) enum StateCommand {
     /// Write the state of a pipeline to a file or to standard output
     #[command(after_help = "Examples:
   oxide_flow state export orders --format json --output orders.json
-  oxide_flow state export orders --format yaml")]
+  oxide_flow state export orders --format yaml
+  oxide_flow state export orders --quarantined ID --output damaged.bin")]
     Export {
         /// The pipeline
         #[arg(allow_hyphen_values = true)]
@@ -35,6 +36,9 @@ pub(in crate::cli) enum StateCommand {
         /// The file [default: standard output]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
+        /// Instead of the state, the bytes of a damaged record that was replaced, as they were
+        #[arg(long, value_name = "ID", conflicts_with = "format")]
+        quarantined: Option<String>,
     },
     /// Replace the state of a pipeline by one from a file
     #[command(
@@ -163,6 +167,33 @@ Example, with the new key under `state.encryption` and the old one as its `fallb
   oxide_flow state rekey --dry-run
   oxide_flow state rekey --yes")]
     Rekey(RekeyArgs),
+    /// Say whether a state is valid, and what is wrong with it
+    #[command(after_help = "Exit code 3 when there are errors; warnings alone are no failure.
+
+Examples:
+  oxide_flow state validate orders
+  oxide_flow state validate --all --json")]
+    Validate(ValidateArgs),
+    /// Read every record of the store, and say which are damaged
+    #[command(after_help = "States, leases, backups, history and quarantine. Nothing is changed.
+
+Example:
+  oxide_flow state verify-integrity || oxide_flow state verify-integrity --json > damage.json")]
+    VerifyIntegrity {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Mend a state that is damaged or not valid
+    #[command(
+        after_help = "What is replaced is backed up or quarantined first. A valid state is left alone. Off a
+terminal, a repair needs --yes.
+
+Examples:
+  oxide_flow state repair orders --dry-run   what would change, and what would be lost
+  oxide_flow state repair orders --yes"
+    )]
+    Repair(RepairArgs),
     /// Put back a state that could not be saved, from the file it was rescued to
     #[command(after_help = "A run that cannot save its state names the file.
 
@@ -280,6 +311,42 @@ pub(in crate::cli) struct BenchmarkArgs {
     /// How many threads work at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(in crate::cli) threads: u16,
+    /// Print JSON
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["pipeline", "all"])))]
+pub(in crate::cli) struct ValidateArgs {
+    /// The pipeline
+    #[arg(allow_hyphen_values = true)]
+    pub(in crate::cli) pipeline: Option<PipelineName>,
+    /// All pipelines
+    #[arg(long)]
+    pub(in crate::cli) all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RepairArgs {
+    /// The pipeline
+    #[arg(allow_hyphen_values = true)]
+    pub(in crate::cli) pipeline: PipelineName,
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    pub(in crate::cli) dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(in crate::cli) yes: bool,
+    /// Keep also what fails its checksum, when there is no copy; any field of it may be wrong
+    #[arg(long)]
+    pub(in crate::cli) accept_unverified: bool,
+    /// How long to wait for a live worker to finish
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(in crate::cli) wait: Duration,
     /// Print JSON
     #[arg(long)]
     pub(in crate::cli) json: bool,

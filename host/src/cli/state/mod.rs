@@ -18,12 +18,15 @@ mod preview;
 mod push;
 mod reference;
 mod rekey;
+mod repair;
 mod restore;
 mod rollback;
 mod show;
 mod unlock;
 mod upgrade;
+mod validate;
 mod validate_backup;
+mod verify_integrity;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -50,8 +53,12 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
     match command {
         StateCommand::Show { pipeline, json } => show::run(&app, pipeline, *json, ui),
         StateCommand::List(args) => list::run(&app, args, ui),
-        StateCommand::Export { pipeline, format, output } => {
-            export::run(&app, pipeline, *format, output.as_deref(), ui)
+        StateCommand::Export { pipeline, format, output, quarantined } => {
+            let output = output.as_deref();
+            match quarantined {
+                Some(id) => export::quarantined(&app, pipeline, id, output, ui),
+                None => export::run(&app, pipeline, *format, output, ui),
+            }
         }
         StateCommand::Import { pipeline, file, yes, wait } => {
             import::run(&app, pipeline, file, *yes, *wait, ui)
@@ -73,6 +80,9 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
             clear_cache::run(&app, pipeline.as_ref(), *wait, *json, ui)
         }
         StateCommand::Rekey(args) => rekey::run(&app, args, ui),
+        StateCommand::Validate(args) => validate::run(&app, args, ui),
+        StateCommand::VerifyIntegrity { json } => verify_integrity::run(&app, *json, ui),
+        StateCommand::Repair(args) => repair::run(&app, args, ui),
         StateCommand::Push(args) => push::run(&app, args, ui),
         StateCommand::Backup(args) => backup::run(&app, args, ui),
         StateCommand::ListBackups { pipeline, json } => {

@@ -165,3 +165,13 @@ state_manager:
         hint: remove it: the `state:` section on line 1 is read
         ");
 }
+
+#[test]
+fn repairs_are_allowed_to_people_and_not_to_runs() {
+    let repair = Project::new("").config().state.repair;
+    assert_eq!((repair.enabled, repair.automatic, repair.max_attempts), (true, false, 3));
+    let text = "state: {repair_enabled: false, auto_repair: true, max_repair_attempts: 1}";
+    let repair = Project::new(text).config().state.repair;
+    assert_eq!((repair.enabled, repair.automatic, repair.max_attempts), (false, true, 1));
+    insta::assert_snapshot!(error_of("state:\n  max_repair_attempts: often\n"), @"oxiflow.yaml:2:24: `max_repair_attempts` is `often`, expected a whole number, not negative");
+}
