@@ -7,7 +7,7 @@
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::this_process;
-use crate::model::{Extra, Lease, PipelineName};
+use crate::model::{Extra, Lease, MigrationPhase, PipelineName};
 use crate::store::{DamagedLease, ExaminedLease, OPERATION_TIMEOUT, StateStore};
 
 use super::backup::quarantine_lease;
@@ -66,14 +66,20 @@ fn check_not_moved(
     pipeline: &PipelineName,
     damaged: &DamagedLease,
 ) -> Result<()> {
-    // What is left of the lease says whether it was moved, and is kept.
-    if damaged.salvaged.is_some() {
+    // What is left of the lease says that it was moved, and that is kept. That it says nothing of
+    // the kind may be the damage.
+    if damaged.salvaged.as_ref().is_some_and(|lease| lease.moved.is_some()) {
         return Ok(());
     }
-    let Some(migration) = store.outgoing_migration()? else { return Ok(()) };
-    let to = &migration.value.to;
-    let message =
-        format!("pipeline `{pipeline}` may live in another store: {} ({})", to.config, to.backend);
+    let incoming = store.incoming_migration()?.map(|found| found.value);
+    let taken_back = incoming.filter(|incoming| incoming.phase == MigrationPhase::Undone);
+    let place = match (store.outgoing_migration()?, taken_back) {
+        (Some(outgoing), _) => outgoing.value.to,
+        (None, Some(incoming)) => incoming.from,
+        (None, None) => return Ok(()),
+    };
+    let (config, backend) = (place.config, place.backend);
+    let message = format!("pipeline `{pipeline}` may live in another store: {config} ({backend})");
     Err(Error::new(ErrorKind::Invalid, message)
         .hint("look for it there; undo the migration before it is run here again"))
 }
