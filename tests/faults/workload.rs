@@ -1,0 +1,154 @@
+//! What is written while the power is cut, and what must be there afterwards.
+//!
+//! Both sides compute the operations from a seed, so that a number is all the writer has to say.
+//! After a cut every key must be as the acknowledged operations left it, or as the one that was
+//! under way would have.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Write};
+use std::path::{Path, PathBuf};
+
+use oxide_flow::plugin::Plugin;
+use oxiflow_plugin_api::conformance::Random;
+use oxiflow_plugin_api::{Call, Expected, Storage};
+
+use crate::kit::plugin_library;
+
+/// Set for the process that writes: seed and pace. It works in the folder of [`FOLDER`].
+pub const WRITER: &str = "OXIFLOW_FAULTS_WRITER";
+/// The folder above the store.
+pub const FOLDER: &str = "OXIFLOW_FAULTS_FOLDER";
+/// The pace of a writer that waits for a line before each operation.
+pub const STEPWISE: &str = "stepwise";
+/// What stands before the number of an acknowledged operation.
+pub const ACKNOWLEDGED: &str = "acknowledged ";
+
+/// One operation: a put, or without a value a delete.
+#[derive(Debug)]
+pub struct Operation {
+    pub key: String,
+    pub value: Option<Vec<u8>>,
+}
+
+/// The operation with this number, from 1: replacements of a few states, and new pipelines, new
+/// folders of backups, and deletes of what is new, since there it matters that folders are synced.
+pub fn operation(seed: u64, number: u64) -> Operation {
+    let mut random = random_of(seed, number);
+    let Some(key) = written_key(&mut random, number) else {
+        let older = 1 + random.number() % number;
+        let key = written_key(&mut random_of(seed, older), older);
+        return Operation { key: key.unwrap_or("state/pipeline-0".to_owned()), value: None };
+    };
+    let largest = if random.below(4) == 0 { 100_000 } else { 4_000 };
+    let mut value = format!("operation {number} of {seed}\n").into_bytes();
+    value.resize(value.len() + random.below(largest), b'a' + (number % 26) as u8);
+    Operation { key, value: Some(value) }
+}
+
+fn random_of(seed: u64, number: u64) -> Random {
+    Random::new(seed ^ number.rotate_left(32))
+}
+
+/// The key that an operation writes; `None` for a delete.
+fn written_key(random: &mut Random, number: u64) -> Option<String> {
+    match random.below(10) {
+        0..4 => Some(format!("state/pipeline-{}", random.below(3))),
+        4..6 => Some(format!("state/new-{number}")),
+        6..8 => Some(format!("backup/new-{number}/only")),
+        _ => None,
+    }
+}
+
+fn open(folder: &Path) -> Result<Box<dyn Storage>, String> {
+    let plugin = Plugin::load(&plugin_library("file")).expect("the plugin loads");
+    plugin.open(&serde_json::Map::new(), folder).map_err(|error| error.to_string())
+}
+
+/// Does one operation after the other, and says so, until one fails.
+pub fn write_until_the_end() -> Option<()> {
+    let folder = PathBuf::from(std::env::var_os(FOLDER)?);
+    let spec = std::env::var(WRITER).ok()?;
+    let (seed, pace) = spec.split_once(' ').expect("seed and pace");
+    let seed: u64 = seed.parse().expect("a seed");
+    let storage = open(&folder).expect("the store opens");
+    let mut wishes = std::io::stdin().lock().lines();
+    for number in 1.. {
+        if pace == STEPWISE {
+            wishes.next()?.ok()?;
+        }
+        let Operation { key, value } = operation(seed, number);
+        let done = match value {
+            Some(value) => storage.put(&Call::unbounded(), &key, &value, &Expected::Any).map(drop),
+            None => storage.delete(&Call::unbounded(), &key, &Expected::Any).map(drop),
+        };
+        // The power is off.
+        done.ok()?;
+        // The test harness writes to the same output, and not always whole lines.
+        let mut output = std::io::stdout().lock();
+        writeln!(output, "\n{ACKNOWLEDGED}{number}").and_then(|()| output.flush()).ok()?;
+    }
+    None
+}
+
+/// What is wrong with a store after a cut: acknowledged operations that are lost, values that
+/// nobody wrote, records that cannot be read.
+pub fn losses(folder: &Path, seed: u64, acknowledged: u64) -> Vec<String> {
+    let mut expected = BTreeMap::new();
+    for number in 1..=acknowledged {
+        let Operation { key, value } = operation(seed, number);
+        expected.insert(key, value);
+    }
+    let under_way = operation(seed, acknowledged + 1);
+    expected.entry(under_way.key.clone()).or_insert(None);
+    let storage = match open(folder) {
+        Ok(storage) => storage,
+        Err(error) => return vec![format!("the store cannot be opened: {error}")],
+    };
+    let call = Call::unbounded();
+    let mut wrong = Vec::new();
+    match storage.list(&call, "", None, 1_000_000) {
+        Ok(listed) => {
+            let unknown = listed.iter().filter(|listed| !expected.contains_key(&listed.key));
+            wrong.extend(unknown.map(|listed| format!("nobody wrote {}", listed.key)));
+        }
+        Err(error) => wrong.push(format!("the store cannot be listed: {error}")),
+    }
+    for (key, value) in expected {
+        let found = match storage.get(&call, &key) {
+            Ok(found) => found.map(|entry| entry.value),
+            Err(error) => {
+                wrong.push(format!("{key} is torn: {error}"));
+                continue;
+            }
+        };
+        let is_next = key == under_way.key && found == under_way.value;
+        if found != value && !is_next {
+            let shown = |value: &Option<Vec<u8>>| {
+                value.as_deref().map(|value| {
+                    String::from_utf8_lossy(value).lines().next().unwrap_or_default().to_owned()
+                })
+            };
+            wrong.push(format!("{key} is {:?} and not {:?}", shown(&found), shown(&value)));
+        }
+    }
+    wrong
+}
+
+#[test]
+fn a_loss_in_a_store_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = open(folder.path()).unwrap();
+    let call = Call::unbounded();
+    for number in 1..=40 {
+        let Operation { key, value } = operation(7, number);
+        match value {
+            Some(value) => drop(storage.put(&call, &key, &value, &Expected::Any).unwrap()),
+            None => drop(storage.delete(&call, &key, &Expected::Any).unwrap()),
+        }
+    }
+    assert_eq!(losses(folder.path(), 7, 40), [] as [String; 0]);
+    assert_eq!(losses(folder.path(), 7, 39), [] as [String; 0], "the last one was under way");
+    assert!(!losses(folder.path(), 7, 60).is_empty());
+    assert!(!losses(folder.path(), 7, 10).is_empty());
+    assert!(!losses(folder.path(), 8, 40).is_empty());
+}
