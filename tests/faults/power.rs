@@ -4,16 +4,16 @@
 //! is missing shows there and nowhere else: the next sync of the file system would make up for it.
 //! The others come in the middle of whatever the writer does.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use oxiflow_plugin_api::conformance::{Random, worker_test};
+use oxiflow_plugin_api::conformance::Random;
 
 use crate::form::{is_full, random, with_private_mounts};
 use crate::kit::{Project, QUICK, Ran, processes_with, repository, wait_for};
 use crate::volume::{Kind, TRIALS, Volume, XFS_TRIALS};
-use crate::workload::{ACKNOWLEDGED, FOLDER, STEPWISE, WRITER, losses, write_until_the_end};
+use crate::workload::{Writer, losses};
 
 /// How often the power is cut under the real plugin, in the quick form and in the full one.
 const CUTS: (usize, usize) = (8, 40);
@@ -22,12 +22,6 @@ const CUTS_XFS: (usize, usize) = (0, 20);
 const BLIND_CUTS: usize = 4;
 /// How often it is cut under a run of the program.
 const RUNS: (usize, usize) = (2, 10);
-
-/// Not a test of its own: the others start this program again, to be the writer.
-#[test]
-fn writer() {
-    write_until_the_end().unwrap_or_default();
-}
 
 #[test]
 fn no_acknowledged_write_is_lost_when_the_power_is_cut() {
@@ -104,33 +98,12 @@ fn write_and_cut(
     rests: bool,
     preload: Option<&Path>,
 ) -> u64 {
-    let pace = if rests { STEPWISE } else { "hasty" };
-    let mut command = worker_test("power::writer").expect("this program has a path");
-    command
-        .env(WRITER, format!("{seed} {pace}"))
-        .env(FOLDER, folder)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    if let Some(library) = preload {
-        command.env("LD_PRELOAD", library);
-    }
-    let mut writer = command.spawn().expect("the writer starts");
-    let mut wishes = writer.stdin.take().expect("a pipe");
-    let output = BufReader::new(writer.stdout.take().expect("a pipe")).lines();
-    let mut acknowledged = output
-        .filter_map(|line| line.expect("text").strip_prefix(ACKNOWLEDGED)?.parse::<u64>().ok());
-    let mut last = 0;
+    let mut writer = Writer::start(folder, seed, rests, preload);
     for _ in 0..length {
-        if rests {
-            wishes.write_all(b"\n").expect("the writer reads");
-        }
-        last = acknowledged.next().expect("the writer writes");
+        writer.next().expect("the writer writes");
     }
     volume.cut();
-    writer.kill().expect("it can be killed");
-    // What it acknowledged until the power was off counts too.
-    last = acknowledged.last().unwrap_or(last);
-    writer.wait().expect("it ends");
+    let last = writer.end();
     volume.restart();
     last
 }

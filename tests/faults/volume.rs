@@ -20,21 +20,28 @@ pub enum Kind {
 /// A mounted file system. It must be made in mounts of one's own, which end with the process.
 pub struct Volume {
     folder: TempDir,
+    /// What is mounted.
+    device: PathBuf,
 }
 
 impl Volume {
     /// Makes and mounts one.
     pub fn new(kind: Kind) -> Self {
+        Self::through(kind, Path::to_owned)
+    }
+
+    /// Makes one in a file, and mounts what `device` makes of this file.
+    pub fn through(kind: Kind, device: impl FnOnce(&Path) -> PathBuf) -> Self {
         let folder = TempDir::with_prefix("oxiflow-volume-").expect("a folder");
-        let volume = Self { folder };
-        std::fs::create_dir(volume.path()).expect("a mount point");
-        let image = std::fs::File::create(volume.image()).expect("an image");
+        let image = folder.path().join("image");
         // xfs refuses to be smaller than 300 MB. The file has holes where nothing is written.
-        image.set_len(320 << 20).expect("an image");
+        std::fs::File::create(&image).and_then(|file| file.set_len(320 << 20)).expect("an image");
         match kind {
-            Kind::Ext4 => run("mkfs.ext4", &["-qF"], &volume.image()),
-            Kind::Xfs => run("mkfs.xfs", &["-qf"], &volume.image()),
+            Kind::Ext4 => run("mkfs.ext4", &["-qF"], &image),
+            Kind::Xfs => run("mkfs.xfs", &["-qf"], &image),
         }
+        let volume = Self { folder, device: device(&image) };
+        std::fs::create_dir(volume.path()).expect("a mount point");
         volume.mount();
         volume
     }
@@ -44,13 +51,8 @@ impl Volume {
         self.folder.path().join("mounted")
     }
 
-    fn image(&self) -> PathBuf {
-        self.folder.path().join("image")
-    }
-
     fn mount(&self) {
-        let (image, place) = (self.image().display().to_string(), self.path());
-        run("mount", &["-o", "loop", &image], &place);
+        run("mount", &["-o", "loop", &self.device.display().to_string()], &self.path());
     }
 
     /// Cuts the power: from now on nothing is written, and every call fails.
@@ -58,7 +60,7 @@ impl Volume {
         run("xfs_io", &["-x", "-c", "shutdown"], &self.path());
     }
 
-    /// Turns it on again after a cut. Nobody may use it meanwhile.
+    /// Mounts it again, as after a cut. Nobody may use it meanwhile.
     pub fn restart(&self) {
         run("umount", &[], &self.path());
         self.mount();

@@ -5,34 +5,92 @@
 //! under way would have.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, Write};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use oxide_flow::plugin::Plugin;
-use oxiflow_plugin_api::conformance::Random;
+use oxiflow_plugin_api::conformance::{Random, worker_test};
 use oxiflow_plugin_api::{Call, Expected, Storage};
 
 use crate::kit::plugin_library;
 
 /// Set for the process that writes: seed and pace. It works in the folder of [`FOLDER`].
-pub const WRITER: &str = "OXIFLOW_FAULTS_WRITER";
+const WRITER: &str = "OXIFLOW_FAULTS_WRITER";
 /// The folder above the store.
-pub const FOLDER: &str = "OXIFLOW_FAULTS_FOLDER";
+const FOLDER: &str = "OXIFLOW_FAULTS_FOLDER";
 /// The pace of a writer that waits for a line before each operation.
-pub const STEPWISE: &str = "stepwise";
+const STEPWISE: &str = "stepwise";
 /// What stands before the number of an acknowledged operation.
-pub const ACKNOWLEDGED: &str = "acknowledged ";
+const ACKNOWLEDGED: &str = "acknowledged ";
+
+/// A process that does one operation after the other.
+pub struct Writer {
+    process: Child,
+    wishes: ChildStdin,
+    output: Lines<BufReader<ChildStdout>>,
+    rests: bool,
+    last: u64,
+}
+
+impl Writer {
+    /// Starts one; with `rests` it does an operation only when [`next`](Self::next) asks for it.
+    /// `preload` is a library that is put before all others.
+    pub fn start(folder: &Path, seed: u64, rests: bool, preload: Option<&Path>) -> Self {
+        let pace = if rests { STEPWISE } else { "hasty" };
+        let mut command = worker_test("workload::writer").expect("this program has a path");
+        command
+            .env(WRITER, format!("{seed} {pace}"))
+            .env(FOLDER, folder)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        if let Some(library) = preload {
+            command.env("LD_PRELOAD", library);
+        }
+        let mut process = command.spawn().expect("the writer starts");
+        let wishes = process.stdin.take().expect("a pipe");
+        let output = BufReader::new(process.stdout.take().expect("a pipe")).lines();
+        Self { process, wishes, output, rests, last: 0 }
+    }
+
+    /// Waits for the next operation that it acknowledges; `None` when it could not do it.
+    pub fn next(&mut self) -> Option<u64> {
+        if self.rests {
+            self.wishes.write_all(b"\n").expect("the writer reads");
+        }
+        self.heard()
+    }
+
+    fn heard(&mut self) -> Option<u64> {
+        let mut lines = self.output.by_ref().map(|line| line.expect("text"));
+        self.last = lines.find_map(|line| line.strip_prefix(ACKNOWLEDGED)?.parse().ok())?;
+        Some(self.last)
+    }
+
+    /// Kills it; the last operation that it acknowledged.
+    pub fn end(mut self) -> u64 {
+        self.process.kill().expect("it can be killed");
+        while self.heard().is_some() {}
+        self.process.wait().expect("it ends");
+        self.last
+    }
+}
+
+/// Not a test of its own: the others start this program again, to be the writer.
+#[test]
+fn writer() {
+    write_until_the_end().unwrap_or_default();
+}
 
 /// One operation: a put, or without a value a delete.
-#[derive(Debug)]
-pub struct Operation {
-    pub key: String,
-    pub value: Option<Vec<u8>>,
+struct Operation {
+    key: String,
+    value: Option<Vec<u8>>,
 }
 
 /// The operation with this number, from 1: replacements of a few states, and new pipelines, new
 /// folders of backups, and deletes of what is new, since there it matters that folders are synced.
-pub fn operation(seed: u64, number: u64) -> Operation {
+fn operation(seed: u64, number: u64) -> Operation {
     let mut random = random_of(seed, number);
     let Some(key) = written_key(&mut random, number) else {
         let older = 1 + random.number() % number;
@@ -65,7 +123,7 @@ fn open(folder: &Path) -> Result<Box<dyn Storage>, String> {
 }
 
 /// Does one operation after the other, and says so, until one fails.
-pub fn write_until_the_end() -> Option<()> {
+fn write_until_the_end() -> Option<()> {
     let folder = PathBuf::from(std::env::var_os(FOLDER)?);
     let spec = std::env::var(WRITER).ok()?;
     let (seed, pace) = spec.split_once(' ').expect("seed and pace");
