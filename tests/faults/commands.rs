@@ -192,7 +192,7 @@ pub const CHANGES: &[Change] = &[
 const STEP: &str = "
 pipeline:
   - name: a
-    run: oxide_flow progress --records 3 --last-id c1; test -e go
+    run: oxide_flow progress --records 3 --last-id c1 && test -e go
 ";
 
 fn words(line: &str) -> Vec<String> {

@@ -5,7 +5,7 @@
 
 use crate::commands::{CHANGES, Prepared};
 use crate::form::{in_parallel, is_full, random, sample};
-use crate::strace::{Point, inject, is_usable, points};
+use crate::strace::{Point, fail, is_usable, points};
 
 /// Which error each kind of call can fail with.
 const ERRORS: &[(&str, &[&str])] = &[
@@ -46,8 +46,8 @@ fn an_error_at_any_system_call_leaves_the_old_state_or_the_new_one_and_is_told()
     }
     let mut work = Vec::new();
     for (subject, found) in &prepared {
-        // What a command says is not in the store.
-        let on_store = found.iter().filter(|point| point.on_store);
+        // What a command says is not in the store, and a step that fails is another matter.
+        let on_store = found.iter().filter(|point| point.on_store && point.in_first_thread);
         let mut faults = Vec::new();
         for point in on_store {
             let errors = ERRORS.iter().find(|(call, _)| *call == point.call);
@@ -81,7 +81,7 @@ fn fail_at(subject: &Prepared, fault: &Fault) {
     let context =
         format!("{}, {error} at {} {}{stays}", subject.change.name, point.call, point.number);
     let project = subject.project.duplicate();
-    let ran = inject(&project, &subject.arguments, point, &format!("error={error}"), *lasting);
+    let ran = fail(&project, &subject.arguments, point, error, *lasting);
     subject.judge(&project, &ran, &context);
     if ran.code != 0 {
         assert_told(&ran.stderr, &context);

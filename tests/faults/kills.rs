@@ -2,12 +2,10 @@
 
 use crate::commands::{CHANGES, Prepared};
 use crate::form::{in_parallel, is_full, random, sample};
-use crate::strace::{Point, inject, is_usable, points};
+use crate::strace::{Point, is_usable, kill, points};
 
 /// How many system calls of each command the quick form tries.
 const SAMPLE: usize = 8;
-
-const KILL: &str = "signal=SIGKILL";
 
 #[test]
 fn a_kill_at_any_system_call_leaves_the_old_state_or_the_new_one_and_the_next_command_finishes() {
@@ -53,7 +51,7 @@ fn kill_twice(subject: &Prepared, first: &Point, second: &Point) -> usize {
             break;
         }
         context.push_str(&format!(", killed at {} {}", point.call, point.number));
-        let ran = inject(&project, &subject.arguments, point, KILL, false);
+        let ran = kill(&project, &subject.arguments, point);
         hits += usize::from(ran.code == -1);
         subject.judge(&project, &ran, &context);
     }

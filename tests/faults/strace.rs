@@ -23,6 +23,8 @@ pub struct Point {
     pub number: usize,
     /// Whether it is about a file of the store, and not about what the command says.
     pub on_store: bool,
+    /// Whether the first thread of the command makes it, and no other, and no step.
+    pub in_first_thread: bool,
 }
 
 /// Whether strace can be used here.
@@ -41,6 +43,7 @@ pub fn points(project: &Project, arguments: &[String]) -> Vec<Point> {
     Ran::from(project.command_under(&wrapper, arguments).output().expect("strace starts"))
         .expect(0);
     let text = std::fs::read_to_string(trace).expect("a trace");
+    let first = text.split(' ').next().expect("a thread");
     let mut counted: HashMap<(&str, &str), usize> = HashMap::new();
     let mut points = BTreeSet::new();
     for line in text.lines() {
@@ -51,7 +54,8 @@ pub fn points(project: &Project, arguments: &[String]) -> Vec<Point> {
         let speaks = call == "write" && (rest.starts_with("1<") || rest.starts_with("2<"));
         let on_store = rest.contains("/.oxiflow/");
         if (on_store && !reads) || speaks {
-            points.insert(Point { call: call.to_owned(), number: *number, on_store });
+            let (call, in_first_thread) = (call.to_owned(), thread == first);
+            points.insert(Point { call, number: *number, on_store, in_first_thread });
         }
     }
     points.into_iter().collect()
@@ -66,20 +70,42 @@ fn begun(line: &str) -> Option<(&str, &str, &str)> {
         .then_some((thread, call, rest))
 }
 
-/// Runs a command with this fault, such as `signal=SIGKILL`, at a point; `onwards` repeats it at
-/// every later call of that kind.
-pub fn inject(
+/// Runs a command and kills it, or what it started, at a point.
+pub fn kill(project: &Project, arguments: &[String], point: &Point) -> Ran {
+    // With `--seccomp-bpf` it would be faster, and strace 6.1 would not send the signal.
+    inject(project, arguments, point, &["-f"], "signal=SIGKILL", "")
+}
+
+/// Runs a command whose first thread gets this error at a point, and with `lasting` at every later
+/// call of that kind.
+pub fn fail(
     project: &Project,
     arguments: &[String],
     point: &Point,
+    error: &str,
+    lasting: bool,
+) -> Ran {
+    inject(
+        project,
+        arguments,
+        point,
+        &[],
+        &format!("error={error}"),
+        if lasting { "+" } else { "" },
+    )
+}
+
+fn inject(
+    project: &Project,
+    arguments: &[String],
+    point: &Point,
+    options: &[&str],
     fault: &str,
-    onwards: bool,
+    onwards: &str,
 ) -> Ran {
     let Point { call, number, .. } = point;
-    let more = if onwards { "+" } else { "" };
     let trace = format!("trace={call}");
-    let inject = format!("inject={call}:{fault}:when={number}{more}");
-    // With `--seccomp-bpf` it would be faster, and strace 6.1 would not send the signal.
-    let wrapper = ["strace", "-f", "-o", "/dev/null", "-e", &trace, "-e", &inject];
+    let inject = format!("inject={call}:{fault}:when={number}{onwards}");
+    let wrapper = [&["strace", "-o", "/dev/null", "-e", &trace, "-e", &inject], options].concat();
     Ran::from(project.command_under(&wrapper, arguments).output().expect("strace starts"))
 }
