@@ -29,6 +29,8 @@ mod machine;
 mod power;
 #[path = "faults/strace.rs"]
 mod strace;
+#[path = "faults/subject.rs"]
+mod subject;
 #[path = "faults/volume.rs"]
 mod volume;
 #[path = "faults/workload.rs"]

@@ -3,9 +3,10 @@
 //! A command that fails leaves the old state, or the new one when the error came after the change;
 //! it says which file failed and what to do.
 
-use crate::commands::{CHANGES, Prepared};
+use crate::commands::CHANGES;
 use crate::form::{in_parallel, is_full, random, sample};
 use crate::strace::{Point, fail, is_usable, points};
+use crate::subject::Prepared;
 
 /// Which error each kind of call can fail with.
 const ERRORS: &[(&str, &[&str])] = &[
@@ -19,7 +20,7 @@ const ERRORS: &[(&str, &[&str])] = &[
 ];
 
 /// How many errors the quick form tries at each command.
-const SAMPLE: usize = 6;
+const SAMPLE: usize = 5;
 
 /// How many that stay are tried at each command; most of them are retried for seconds.
 const LASTING: usize = 1;

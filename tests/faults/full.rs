@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::commands::{CHANGES, Prepared};
+use crate::commands::CHANGES;
 use crate::errors::assert_told;
 use crate::form::with_private_mounts;
 use crate::kit::{Project, Ran};
+use crate::subject::Prepared;
 
 const TEST: &str = "full::a_store_that_takes_nothing_more_keeps_its_state_and_says_what_to_do";
 

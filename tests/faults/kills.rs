@@ -1,11 +1,12 @@
 //! Kills at system calls: of a command, then of the same command that was to finish the work.
 
-use crate::commands::{CHANGES, Prepared};
+use crate::commands::CHANGES;
 use crate::form::{in_parallel, is_full, random, sample};
 use crate::strace::{Point, is_usable, kill, points};
+use crate::subject::Prepared;
 
 /// How many system calls of each command the quick form tries.
-const SAMPLE: usize = 8;
+const SAMPLE: usize = 6;
 
 #[test]
 fn a_kill_at_any_system_call_leaves_the_old_state_or_the_new_one_and_the_next_command_finishes() {

@@ -5,9 +5,10 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::commands::{CHANGES, Prepared};
+use crate::commands::CHANGES;
 use crate::form::{can, in_parallel, is_full, random, with_private_mounts};
 use crate::kit::{Project, Ran, wait_for};
+use crate::subject::Prepared;
 use crate::volume::{Kind, TRIALS, Volume};
 use crate::workload::{Writer, losses};
 
