@@ -1,38 +1,55 @@
-//! A store that takes nothing more: no space, no inodes, read-only.
+//! A store that takes nothing more, or just a little: no space, no inodes, read-only.
+//!
+//! Every command writes the lease first. With room for a few files more, it is a later write that
+//! fails: the backup, the state, the history.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::commands::CHANGES;
 use crate::errors::assert_told;
-use crate::form::with_private_mounts;
+use crate::form::{in_parallel, random, sample, with_private_mounts};
 use crate::kit::{Project, Ran};
 use crate::subject::Prepared;
+
+/// How many files more there is room for at most.
+const MOST_LEFT: usize = 6;
+
+const PAGE: usize = 4096;
 
 const TEST: &str = "full::a_store_that_takes_nothing_more_keeps_its_state_and_says_what_to_do";
 
 #[test]
 fn a_store_that_takes_nothing_more_keeps_its_state_and_says_what_to_do() {
     with_private_mounts(TEST, &[], || {
-        for change in CHANGES {
+        let mut random = random("full");
+        let work: Vec<_> = CHANGES
+            .iter()
+            .map(|change| (change, sample((1..=MOST_LEFT).collect(), 1, &mut random)))
+            .collect();
+        in_parallel(&work, |(change, left)| {
             let subject = Prepared::new(change, |project, arguments| {
                 Ran::from(project.command(arguments).output().unwrap()).expect(0);
             });
-            for shortage in [Shortage::Space, Shortage::Inodes, Shortage::ReadOnly] {
-                let code = change_on(&subject, shortage);
-                println!("{}, {shortage:?}: exit code {code}", change.name);
-            }
-        }
+            let some =
+                left.iter().flat_map(|left| [Shortage::Space(*left), Shortage::Inodes(*left)]);
+            let codes: Vec<_> = [Shortage::Space(0), Shortage::Inodes(0), Shortage::ReadOnly]
+                .into_iter()
+                .chain(some)
+                .map(|shortage| (shortage, change_on(&subject, shortage)))
+                .collect();
+            println!("{}: exit codes {codes:?}", change.name);
+        });
     });
 }
 
 /// What the file system lacks.
 #[derive(Clone, Copy, Debug)]
 enum Shortage {
-    /// 64 KiB, all of them taken.
-    Space,
-    /// Room for no more files.
-    Inodes,
+    /// All of 64 KiB are taken, but for so many pages; a page holds a record.
+    Space(usize),
+    /// There can be no more files than so many.
+    Inodes(usize),
     /// Permission to write.
     ReadOnly,
 }
@@ -40,16 +57,21 @@ enum Shortage {
 impl Shortage {
     fn begin(self, store: &Path) {
         match self {
-            Self::Space => {
-                let filled = std::fs::write(store.join("filler"), vec![0; 256 * 1024]);
+            Self::Space(left) => {
+                let filler = store.join("filler");
+                let filled = std::fs::write(&filler, vec![0; 256 * 1024]);
                 assert!(filled.is_err(), "it is not full");
+                let file = std::fs::File::options().write(true).open(&filler).unwrap();
+                let size = file.metadata().unwrap().len();
+                file.set_len(size - (left * PAGE) as u64).unwrap();
             }
-            Self::Inodes => {
+            Self::Inodes(left) => {
                 let folder = store.join("fillers");
                 std::fs::create_dir(&folder).unwrap();
-                let full =
-                    (0..1000).any(|n| std::fs::write(folder.join(n.to_string()), "").is_err());
-                assert!(full, "it is not full");
+                let file = |number: usize| folder.join(number.to_string());
+                let full = (0..1000).find(|number| std::fs::write(file(*number), "").is_err());
+                let full = full.expect("it becomes full");
+                (full - left..full).for_each(|number| std::fs::remove_file(file(number)).unwrap());
             }
             Self::ReadOnly => mount(&["-o", "remount,ro"], store),
         }
@@ -57,8 +79,8 @@ impl Shortage {
 
     fn end(self, store: &Path) {
         match self {
-            Self::Space => std::fs::remove_file(store.join("filler")).unwrap(),
-            Self::Inodes => std::fs::remove_dir_all(store.join("fillers")).unwrap(),
+            Self::Space(_) => std::fs::remove_file(store.join("filler")).unwrap(),
+            Self::Inodes(_) => std::fs::remove_dir_all(store.join("fillers")).unwrap(),
             Self::ReadOnly => mount(&["-o", "remount,rw"], store),
         }
     }
