@@ -15,6 +15,7 @@ use crate::layer::{self, KeySource, Keyring};
 use crate::lease::this_process;
 use crate::model::PipelineName;
 use crate::plugin::{OptionProblem, Plugin, SearchPath};
+use crate::recovery::Upkeep;
 use crate::runner::RunRequest;
 use crate::store::StateStore;
 
@@ -105,7 +106,7 @@ impl App {
             incremental: incremental.map(|step| step.id.clone()).collect(),
             fresh,
             backup: self.config.state.backup_enabled,
-            history_keep: self.config.state.history_keep,
+            upkeep: Upkeep::from(&self.config.state),
             lease_ttl: self.config.state.lease_ttl,
             heartbeat_interval: self.config.state.heartbeat_interval,
             wait,

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::lease::this_process;
 use crate::metrics::Figures;
 use crate::model::{PipelineName, PipelineState};
+use crate::recovery::Upkeep;
 use crate::runner::{Run, RunRequest, rescue_folders};
 
 /// A project's state, for a program that does the work of its pipelines itself.
@@ -49,7 +50,7 @@ impl StateManager {
             incremental: HashSet::new(),
             fresh: false,
             backup: state.backup_enabled,
-            history_keep: state.history_keep,
+            upkeep: Upkeep::from(state),
             lease_ttl: state.lease_ttl,
             heartbeat_interval: state.heartbeat_interval,
             wait: Duration::ZERO,

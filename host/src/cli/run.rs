@@ -41,6 +41,7 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
         checkpoint_interval: app.config.state.checkpoint_interval,
         // Still the same program when the file is replaced during the run.
         executable: PathBuf::from("/proc/self/exe"),
+        open_store: &|file| super::open_other(file).map(|app| app.store),
         observer: &view,
     });
     stop_on_signals(runner.stopper(), view.waiting())?;

@@ -216,6 +216,7 @@ impl RunObserver for RunView {
                 let cause = describe(cause);
                 self.say(&format!("{pipeline}: stopping by {cause}; again to stop at once"));
             }
+            RunEvent::Moved(text) => self.say(&format!("{pipeline}: {text}")),
             RunEvent::Warning(text) => self.bar.suspend(|| self.ui.warning(text)),
         }
     }

@@ -31,7 +31,7 @@ pub use pipeline::{
     Metadata, Pipeline, PipelineFile, default_pipeline, list_pipelines, load_pipeline,
 };
 pub use project::{PROJECT_FILE, PluginsSection, ProjectSection, Settings};
-pub use state::StateSection;
+pub use state::{BACKEND_VARIABLE, StateSection};
 pub use step::{Command, Step};
 
 /// Looks up an environment variable: `&|name| std::env::var(name).ok()`, or a test's own table.

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 pub use cache::Cache;
 pub use encryption::{Derivation, Encryption, KeySource, Keyring};
 pub use metrics::{Measured, Metrics, OperationCounters, StorageCounters};
-pub use records::{DamagedRecord, Examined, Kept, Record, Records};
+pub use records::{DamagedRecord, Examined, Kept, Record, Records, SealedRecord};
 pub use retry::Retry;
 pub use salvage::{Salvage, salvage};
 pub use seal::{ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION, Header, claimed_key, seal, unseal};

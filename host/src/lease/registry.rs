@@ -166,6 +166,8 @@ pub fn request_stop(
                 from: from.to_owned(),
                 requested_at: clock.now(),
                 acknowledged_at: None,
+                destination: None,
+                outcome: None,
             });
         }
         !asked

@@ -15,6 +15,7 @@ use chrono::TimeDelta;
 use super::events::{Event, RunEvent, StopCause, Stopper};
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
 use super::process::{OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
+use super::relocation;
 use super::session::Run;
 use super::singer;
 use super::steps::{Runner, step_state};
@@ -130,6 +131,7 @@ impl Following<'_, '_> {
                     self.terminate();
                 }
                 Some(Event::Stop(_)) => self.process.kill(),
+                Some(Event::Move(request)) => relocation::obey(self.runner, run, &request)?,
                 Some(Event::Lost(reason)) => {
                     self.process.kill();
                     let error = reason.to_error(&run.state().pipeline_id);
@@ -264,16 +266,21 @@ impl Following<'_, '_> {
     /// Takes what the step wrote right before it ended.
     fn drain(&mut self, run: &mut Run) {
         let end = self.runner.parts.clock.monotonic() + DRAIN;
+        let mut later = Vec::new();
         while self.pipes_open > 0 {
             let left = end.saturating_sub(self.runner.parts.clock.monotonic());
             match self.runner.events.recv_timeout(left) {
                 Ok(Event::Process(started, _)) if started != self.started => {}
                 Ok(Event::Process(_, event)) => self.take(run, event),
                 Ok(Event::Stop(cause)) => self.stopped = Some(cause),
+                Ok(Event::Move(request)) => later.push(request),
                 // The next save finds the loss out by itself.
                 Ok(Event::Lost(reason)) => tracing::debug!(?reason, "lost while draining"),
-                Err(_) => return,
+                Err(_) => break,
             }
+        }
+        for request in later {
+            self.runner.sender.send(Event::Move(request)).unwrap_or_default();
         }
     }
 

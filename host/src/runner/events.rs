@@ -40,6 +40,8 @@ pub enum RunEvent<'a> {
     StepFailed(&'a Step, &'a str, Option<Duration>),
     /// The run was asked to stop and the step is given time to end.
     Stopping(&'a StopCause),
+    /// The run left its store; the text says for which.
+    Moved(&'a str),
     /// Something is not as it should be, and the run goes on.
     Warning(&'a str),
 }
@@ -89,6 +91,8 @@ pub(super) enum Event {
     Process(Duration, ProcessEvent),
     /// The run is to stop.
     Stop(StopCause),
+    /// The pipeline is to move to another store.
+    Move(Request),
     /// The lease is lost.
     Lost(LostReason),
 }

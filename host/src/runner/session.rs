@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use oxiflow_plugin_api::{Expected, Version};
 
+use super::care::SelfCare;
+use super::relocation::Mirror;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::{self, Event};
@@ -19,7 +21,7 @@ use crate::model::{
     ErrorRecord, ErrorType, Extra, HistoryKind, Holder, Lease, PipelineName, PipelineState,
     PipelineStatus, RequestKind, StepState,
 };
-use crate::recovery::{self, Rescued, write_rescue_file};
+use crate::recovery::{self, Rescued, RoomScope, Upkeep, make_room, write_rescue_file};
 use crate::store::StateStore;
 
 /// What a run needs to begin.
@@ -36,8 +38,8 @@ pub struct RunRequest {
     pub fresh: bool,
     /// Whether a state that `fresh` gives up, or one of an older schema, is backed up first.
     pub backup: bool,
-    /// How many history records are kept.
-    pub history_keep: usize,
+    /// What is kept of the pipeline beside its state, and how often the run sees to that.
+    pub upkeep: Upkeep,
     /// How long the lease lasts after each renewal.
     pub lease_ttl: Duration,
     /// How often the lease is renewed.
@@ -70,14 +72,16 @@ pub struct Begun {
 /// A run under way. Dropping it without an end releases the lease and leaves the state as last
 /// saved, so that the next run resumes there.
 pub struct Run {
-    store: StateStore,
-    clock: Arc<dyn Clock>,
-    lease: Option<HeldLease>,
-    state: PipelineState,
-    version: Version,
+    pub(super) store: StateStore,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) lease: Option<HeldLease>,
+    pub(super) state: PipelineState,
+    pub(super) version: Version,
+    pub(super) mirror: Option<Mirror>,
     saved: Duration,
     dirty: bool,
-    history_keep: usize,
+    pub(super) upkeep: Upkeep,
+    pub(super) care: Option<SelfCare>,
     rescue_folders: Vec<PathBuf>,
 }
 
@@ -122,17 +126,23 @@ impl Run {
         if let Some(takeover) = &acquired.takeover {
             after_takeover(takeover);
         }
-        match take_on(store, clock.as_ref(), request, epoch) {
-            Ok((state, version, begin)) => {
+        let begun = take_on(store, clock.as_ref(), request, epoch).and_then(|begun| {
+            let (store, clock) = (store.clone(), Arc::clone(clock));
+            Ok((begun, SelfCare::start(store, clock, pipeline.clone(), request.upkeep)?))
+        });
+        match begun {
+            Ok(((state, version, begin), care)) => {
                 let run = Self {
                     store: store.clone(),
                     clock: Arc::clone(clock),
                     lease: Some(held),
                     state,
                     version,
+                    mirror: None,
                     saved: clock.monotonic(),
                     dirty: false,
-                    history_keep: request.history_keep,
+                    upkeep: request.upkeep,
+                    care: Some(care),
                     rescue_folders: Vec::new(),
                 };
                 if request.fresh && begin == Begin::New {
@@ -219,14 +229,17 @@ impl Run {
     /// As [`checkpoint`](Self::checkpoint), but a failure that may pass by itself (see
     /// [`Error::is_retryable`]) leaves no rescue file.
     pub fn save(&mut self) -> Result<()> {
-        let error = match self.save_once() {
-            Err(error) if error.kind() == ErrorKind::NoSpace => error,
-            Err(error) if error.is_retryable() => return Err(error),
-            Err(error) => return Err(self.rescue(error)),
-            Ok(()) => return Ok(()),
-        };
-        tracing::warn!(error = crate::error::chain(&error), "the store is full; trying once more");
-        self.save_once().map_err(|error| self.rescue(error))
+        let mut saved = self.save_once();
+        for scope in [RoomScope::Own, RoomScope::All] {
+            let Err(error) = saved.as_ref().map_err(Error::kind) else { break };
+            if error != ErrorKind::NoSpace {
+                break;
+            }
+            let (clock, pipeline) = (self.clock.as_ref(), &self.state.pipeline_id);
+            make_room(&self.store, clock, pipeline, scope, &self.upkeep);
+            saved = self.save_once();
+        }
+        saved.map_err(|error| if error.is_retryable() { error } else { self.rescue(error) })
     }
 
     /// Writes what is not saved to a rescue file, unless somebody else has the pipeline by now, and
@@ -273,6 +286,7 @@ impl Run {
                 self.version = version;
                 self.saved = self.clock.monotonic();
                 self.dirty = false;
+                self.follow_in_mirror();
                 Ok(())
             }
             Err(error) if error.kind() == ErrorKind::Conflict => Err(self.explain(error)),
@@ -325,8 +339,9 @@ impl Run {
         let now = self.clock.now();
         self.checkpoint(|state| state.finish(status, now))?;
         self.record_history(HistoryKind::Run, &ending(&self.state));
-        if let Some(lease) = self.lease.take() {
-            lease.release()?;
+        self.release();
+        if let Some(care) = self.care.take() {
+            care.finish();
         }
         Ok(self.state.clone())
     }
@@ -342,9 +357,19 @@ impl Run {
                 who: holder.as_deref().unwrap_or_default(),
                 why,
                 state: Some(&self.state),
-                keep: self.history_keep,
+                keep: self.upkeep.history_keep,
             },
         );
+    }
+
+    /// Gives the lease back, if it is held. How the run ended does not depend on that.
+    fn release(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && let Err(error) = lease.release()
+        {
+            let pipeline = &self.state.pipeline_id;
+            tracing::warn!(%pipeline, %error, "cannot release the lease; it runs out by itself");
+        }
     }
 
     /// A save conflicted: names the worker that took over.
@@ -363,12 +388,7 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        if let Some(lease) = self.lease.take()
-            && let Err(error) = lease.release()
-        {
-            let pipeline = &self.state.pipeline_id;
-            tracing::warn!(%pipeline, %error, "cannot release the lease; it runs out by itself");
-        }
+        self.release();
     }
 }
 

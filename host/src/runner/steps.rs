@@ -14,6 +14,7 @@ use super::attempt::{self, AttemptEnd};
 use super::events::{Event, Outcome, RunEvent, RunObserver, StopCause, Stopper};
 use super::orphans::end_processes_of;
 use super::process::Control;
+use super::relocation::{self, OpenStore};
 use super::session::{Begun, Run, RunRequest, rescue_folders};
 use crate::clock::Clock;
 use crate::config::{Pipeline, Step};
@@ -51,6 +52,8 @@ pub struct RunnerParts<'a> {
     pub checkpoint_interval: Duration,
     /// The oxide_flow program, which supervises the steps.
     pub executable: PathBuf,
+    /// Opens another store, when the run is asked to move there.
+    pub open_store: &'a OpenStore<'a>,
     /// Who is told what happens.
     pub observer: &'a dyn RunObserver,
 }
@@ -93,6 +96,7 @@ impl<'a> Runner<'a> {
                 let event = match event {
                     LeaseEvent::Renewed => return control.keep_going(),
                     LeaseEvent::StopRequested(request) => Event::Stop(StopCause::Request(request)),
+                    LeaseEvent::MoveRequested(request) => Event::Move(request),
                     LeaseEvent::Lost(reason) => Event::Lost(reason),
                 };
                 sender.send(event).unwrap_or_default();
@@ -114,7 +118,7 @@ impl<'a> Runner<'a> {
                 passed_over.push(step.name.clone());
                 continue;
             }
-            let end = match self.pending_stop(&run)? {
+            let end = match self.pending_stop(&mut run)? {
                 Some(cause) => StepEnd::Stopped(cause),
                 None => self.run_step(&mut run, step)?,
             };
@@ -168,7 +172,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Whether the run was asked to stop while no step was running.
-    fn pending_stop(&self, run: &Run) -> Result<Option<StopCause>> {
+    fn pending_stop(&self, run: &mut Run) -> Result<Option<StopCause>> {
         self.pause(run, Duration::ZERO)
     }
 
@@ -222,13 +226,14 @@ impl<'a> Runner<'a> {
     }
 
     /// Waits between two attempts, unless the run is stopped meanwhile.
-    fn pause(&self, run: &Run, pause: Duration) -> Result<Option<StopCause>> {
+    fn pause(&self, run: &mut Run, pause: Duration) -> Result<Option<StopCause>> {
         let end = self.parts.clock.monotonic() + pause;
         loop {
             let left = end.saturating_sub(self.parts.clock.monotonic());
             match self.events.recv_timeout(left) {
                 Ok(Event::Stop(cause)) => return Ok(Some(cause)),
                 Ok(Event::Lost(reason)) => return Err(reason.to_error(&run.state().pipeline_id)),
+                Ok(Event::Move(request)) => relocation::obey(self, run, &request)?,
                 // Late output of the attempt that failed.
                 Ok(Event::Process(..)) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),

@@ -10,6 +10,7 @@ mod history;
 mod keys;
 mod observe;
 mod sealing;
+mod transfer;
 
 use std::time::{Duration, Instant};
 
@@ -149,6 +150,35 @@ impl StateStore {
         Ok(version)
     }
 
+    /// Writes a state as it is, without counting the save: a copy of what another store holds.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn copy_state(&self, state: &PipelineState, expected: &Expected) -> Result<Version> {
+        let pipeline = &state.pipeline_id;
+        let saved = self.save(&keys::state(pipeline), SCHEMA_VERSION, state, expected);
+        saved
+            .map(|(version, _)| version)
+            .map_err(|error| error.while_doing(format!("cannot copy the state of `{pipeline}`")))
+    }
+
+    /// Deletes the state of a pipeline if `expected` holds; `false` when there is none.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn delete_state(&self, pipeline: &PipelineName, expected: &Expected) -> Result<bool> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        let deleted = self.records.delete(&call, &keys::state(pipeline), expected);
+        let deleted = deleted.map_err(|error| {
+            let what = format!("cannot delete the state of pipeline `{pipeline}`");
+            Error::from(error).while_doing(what)
+        })?;
+        if deleted {
+            tracing::info!(target: "oxide_flow::state", %pipeline, "State deleted");
+        }
+        Ok(deleted)
+    }
+
     /// The pipelines that have a state, by name.
     ///
     /// # Errors
@@ -216,6 +246,18 @@ impl StateStore {
     /// As the storage fails.
     pub fn overwrite_lease(&self, lease: &Lease) -> Result<Version> {
         self.save_lease(lease, &Expected::Any, OPERATION_TIMEOUT)
+    }
+
+    /// Deletes the lease record of a pipeline if `expected` holds. The epoch is forgotten with it:
+    /// only for a pipeline that nothing was ever saved of under the lease.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn delete_lease(&self, pipeline: &PipelineName, expected: &Expected) -> Result<()> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        self.records.delete(&call, &keys::lease(pipeline), expected).map(drop).map_err(|error| {
+            Error::from(error).while_doing(format!("cannot delete the lease of `{pipeline}`"))
+        })
     }
 
     /// The pipelines that have a lease record, released or not, by name.

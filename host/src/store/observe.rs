@@ -32,6 +32,10 @@ pub struct Inventory {
     pub leases: Stored,
     /// Backups.
     pub backups: Stored,
+    /// History records.
+    pub history: Stored,
+    /// Damaged bytes that were replaced.
+    pub quarantined: Stored,
 }
 
 impl StateStore {
@@ -89,6 +93,8 @@ impl StateStore {
             states: self.stored(keys::STATES)?,
             leases: self.stored(keys::LEASES)?,
             backups: self.stored(keys::BACKUPS)?,
+            history: self.stored(keys::HISTORY)?,
+            quarantined: self.stored(keys::QUARANTINE)?,
         })
     }
 

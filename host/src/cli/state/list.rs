@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{effective_status, holder_of};
+use super::{MOVED, effective_status};
 use crate::app::App;
 use crate::cli::args::StateListArgs;
 use crate::cli::exit;
@@ -34,13 +34,17 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
         match look(app, &pipeline) {
             // Deleted since it was listed.
             Ok(None) => {}
-            Ok(Some((state, holder))) => {
+            Ok(Some((state, holder, has_moved))) => {
                 let wanted =
                     (args.active && holder.is_some() && is_running(&state, holder.as_ref()))
                         || (args.failed && state.status == PipelineStatus::Failed)
                         || (args.completed && state.status == PipelineStatus::Completed);
                 if wanted || !filtered {
-                    rows.push(row(&state, holder.as_ref()));
+                    let mut row = row(&state, holder.as_ref());
+                    if has_moved {
+                        MOVED.clone_into(&mut row.status);
+                    }
+                    rows.push(row);
                 }
             }
             Err(error) => {
@@ -60,11 +64,18 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
     Ok(code)
 }
 
-fn look(app: &App, pipeline: &PipelineName) -> Result<Option<(PipelineState, Option<Worker>)>> {
+/// The state of a pipeline, its worker, and whether it lives in another store by now.
+fn look(
+    app: &App,
+    pipeline: &PipelineName,
+) -> Result<Option<(PipelineState, Option<Worker>, bool)>> {
     let Some(state) = app.store.load_state(pipeline)? else {
         return Ok(None);
     };
-    Ok(Some((state.value, holder_of(app, pipeline)?)))
+    let lease = app.store.load_lease(pipeline)?.map(|lease| lease.value);
+    let has_moved = lease.as_ref().is_some_and(|lease| lease.moved.is_some());
+    let worker = lease.map(|lease| Worker::of(lease, app.clock.now()));
+    Ok(Some((state.value, worker.filter(Worker::is_holding), has_moved)))
 }
 
 fn is_running(state: &PipelineState, holder: Option<&Worker>) -> bool {

@@ -1,7 +1,10 @@
 //! `oxide_flow state …`
 
+mod backup;
 mod benchmark;
+mod cleanup;
 mod clear_cache;
+mod delete;
 mod diagnostics;
 mod diff;
 mod export;
@@ -9,14 +12,18 @@ mod figures;
 mod history;
 mod import;
 mod list;
+mod list_backups;
 mod lock;
+mod preview;
 mod push;
 mod reference;
 mod rekey;
+mod restore;
 mod rollback;
 mod show;
 mod unlock;
 mod upgrade;
+mod validate_backup;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -32,6 +39,7 @@ use crate::recovery::{Kept, RewriteOptions};
 use crate::store::{DamagedState, ExaminedState};
 
 pub(super) use figures::{milliseconds, size};
+pub(super) use import::confirm;
 pub(super) use lock::described;
 
 pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<ExitCode> {
@@ -63,6 +71,14 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
         }
         StateCommand::Rekey(args) => rekey::run(&app, args, ui),
         StateCommand::Push(args) => push::run(&app, args, ui),
+        StateCommand::Backup(args) => backup::run(&app, args, ui),
+        StateCommand::ListBackups { pipeline, json } => {
+            list_backups::run(&app, pipeline, *json, ui)
+        }
+        StateCommand::ValidateBackup(args) => validate_backup::run(&app, args, ui),
+        StateCommand::Restore(args) => restore::run(&app, args, ui),
+        StateCommand::Delete(args) => delete::run(&app, args, ui),
+        StateCommand::Cleanup(args) => cleanup::run(&app, args, ui),
     }
 }
 
@@ -80,6 +96,9 @@ fn holder_of(app: &App, pipeline: &PipelineName) -> Result<Option<Worker>> {
     let lease = app.store.load_lease(pipeline)?;
     Ok(lease.map(|lease| Worker::of(lease.value, app.clock.now())).filter(Worker::is_holding))
 }
+
+/// What is shown instead of the status of a state that a pipeline left behind in another store.
+const MOVED: &str = "moved";
 
 /// Where a run stands, seen together with its worker: a state that says `running` while nobody
 /// runs it was interrupted.

@@ -4,18 +4,19 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::{effective_status, existing_state};
+use super::{MOVED, effective_status, existing_state};
 use crate::app::App;
 use crate::cli::ui::{Ui, count, time};
 use crate::error::Result;
 use crate::lease::Worker;
-use crate::model::{ManualLock, PipelineName, PipelineState, StepState};
+use crate::model::{ManualLock, Moved, PipelineName, PipelineState, StepState};
 
 #[derive(Serialize)]
 struct Shown<'a> {
     effective_status: &'a str,
     worker: Option<WorkerShown<'a>>,
     lock: Option<&'a ManualLock>,
+    moved: Option<&'a Moved>,
     state: &'a PipelineState,
 }
 
@@ -31,8 +32,12 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
     let state = existing_state(app, pipeline)?;
     let lease = app.store.load_lease(pipeline)?.map(|lease| lease.value);
     let lock = lease.as_ref().and_then(|lease| lease.lock_at(app.clock.now())).cloned();
+    let moved = lease.as_ref().and_then(|lease| lease.moved.clone());
     let holder = lease.map(|lease| Worker::of(lease, app.clock.now())).filter(Worker::is_holding);
-    let status = effective_status(&state, holder.as_ref());
+    let status = match &moved {
+        Some(_) => MOVED,
+        None => effective_status(&state, holder.as_ref()),
+    };
     if json {
         let worker = holder.as_ref().map(|worker| WorkerShown {
             worker_id: &worker.lease.holder.worker_id,
@@ -42,11 +47,24 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
         });
         ui.json(
             "state",
-            &Shown { effective_status: status, worker, lock: lock.as_ref(), state: &state },
+            &Shown {
+                effective_status: status,
+                worker,
+                lock: lock.as_ref(),
+                moved: moved.as_ref(),
+                state: &state,
+            },
         )?;
         return Ok(ExitCode::SUCCESS);
     }
     print(app, &state, status, holder.as_ref(), lock.as_ref(), ui);
+    if let Some(Moved { destination, moved_at }) = &moved {
+        let (place, when) = (&destination.place, time(*moved_at, app.clock.now()));
+        ui.warning(&format!(
+            "this is what the pipeline left behind when it was moved to the `{}` store of {}, {when}",
+            place.backend, place.config
+        ));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

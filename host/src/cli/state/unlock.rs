@@ -128,6 +128,7 @@ fn replace_damaged(
         requests: Vec::new(),
         metrics: None,
         lock: None,
+        moved: None,
         extra: Extra::new(),
     })?;
     record(app, pipeline, "replaced a damaged lease");
