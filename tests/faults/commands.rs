@@ -29,6 +29,19 @@ pub struct Change {
     pub again: &'static [i32],
     /// Which states there may be meanwhile.
     pub between: Between,
+    /// What becomes of the backups.
+    pub copies: Copies,
+}
+
+/// What a command does to the backups of the pipeline.
+#[derive(Clone, Copy)]
+pub enum Copies {
+    /// Nothing that matters.
+    Nothing,
+    /// It adds one, and before it changes the state.
+    Adds,
+    /// It leaves so many.
+    Leaves(usize),
 }
 
 /// Which states of the pipeline there may be while a command is under way.
@@ -53,6 +66,7 @@ pub const CHANGES: &[Change] = &[
         says: "p: completed in",
         again: &[],
         between: Between::Cursors(&["", "c1"]),
+        copies: Copies::Nothing,
     },
     Change {
         name: "resumed run",
@@ -65,6 +79,7 @@ pub const CHANGES: &[Change] = &[
         says: "p: completed in",
         again: &[],
         between: Between::Cursors(&["c1"]),
+        copies: Copies::Nothing,
     },
     Change {
         name: "fresh run",
@@ -77,6 +92,7 @@ pub const CHANGES: &[Change] = &[
         says: "p: completed in",
         again: &[],
         between: Between::Cursors(&["", "c1"]),
+        copies: Copies::Adds,
     },
     Change {
         name: "import",
@@ -89,6 +105,7 @@ pub const CHANGES: &[Change] = &[
         says: "imported the state",
         again: &[],
         between: Between::Nothing,
+        copies: Copies::Adds,
     },
     Change {
         name: "rollback",
@@ -106,6 +123,7 @@ pub const CHANGES: &[Change] = &[
         says: "rolled back",
         again: &[],
         between: Between::Nothing,
+        copies: Copies::Adds,
     },
     Change {
         name: "upgrade",
@@ -118,6 +136,7 @@ pub const CHANGES: &[Change] = &[
         says: "upgraded",
         again: &[],
         between: Between::Nothing,
+        copies: Copies::Adds,
     },
     Change {
         name: "push",
@@ -131,6 +150,7 @@ pub const CHANGES: &[Change] = &[
         // The stored state is no longer the one that the rescued one follows.
         again: &[4],
         between: Between::Nothing,
+        copies: Copies::Nothing,
     },
     Change {
         name: "rekey",
@@ -152,6 +172,7 @@ pub const CHANGES: &[Change] = &[
         says: "rewrote",
         again: &[],
         between: Between::Nothing,
+        copies: Copies::Nothing,
     },
     Change {
         name: "lock",
@@ -160,6 +181,7 @@ pub const CHANGES: &[Change] = &[
         says: "locked pipeline `p` until",
         again: &[],
         between: Between::Nothing,
+        copies: Copies::Nothing,
     },
     Change {
         name: "unlock",
@@ -172,6 +194,7 @@ pub const CHANGES: &[Change] = &[
         says: "unlocked pipeline",
         again: &[],
         between: Between::Nothing,
+        copies: Copies::Nothing,
     },
     Change {
         name: "maintain",
@@ -186,6 +209,77 @@ pub const CHANGES: &[Change] = &[
         says: "removed",
         again: &[],
         between: Between::Nothing,
+        copies: Copies::Nothing,
+    },
+    Change {
+        name: "backup",
+        prepare: unfinished,
+        arguments: |_| words("state backup p"),
+        says: "backed up the state",
+        again: &[],
+        between: Between::Nothing,
+        copies: Copies::Adds,
+    },
+    Change {
+        name: "restore",
+        prepare: || {
+            let project = unfinished();
+            write_other(&project);
+            project.run(&["state", "import", "p", "--file", "other.json", "--yes"]).expect(0);
+            project
+        },
+        arguments: |project| {
+            let backups = data(&project.run(&["state", "list-backups", "p", "--json"]).expect(0));
+            let only = backups[0]["id"].as_str().unwrap();
+            words(&format!("state restore p --backup {only} --yes"))
+        },
+        says: "restored `p` from backup",
+        again: &[],
+        between: Between::Nothing,
+        copies: Copies::Adds,
+    },
+    Change {
+        name: "delete",
+        prepare: unfinished,
+        arguments: |_| words("state delete p --yes"),
+        says: "deleted the state",
+        // There is no state to delete.
+        again: &[1],
+        between: Between::Nothing,
+        copies: Copies::Adds,
+    },
+    Change {
+        name: "delete with backups",
+        prepare: with_backups,
+        arguments: |_| words("state delete p --backups --yes"),
+        says: "records of backups",
+        again: &[1],
+        between: Between::Nothing,
+        copies: Copies::Leaves(0),
+    },
+    Change {
+        name: "cleanup",
+        prepare: || {
+            let project = Project::steady(STEP);
+            project.write("go", "");
+            project.run(&["run"]).expect(0);
+            project
+        },
+        arguments: |_| words("state cleanup --stale --yes"),
+        says: "removed 1 state",
+        again: &[],
+        between: Between::Nothing,
+        copies: Copies::Adds,
+    },
+    Change {
+        name: "cleanup of backups",
+        prepare: with_backups,
+        arguments: |_| words("state cleanup --backups --older-than 1ms --yes"),
+        says: "removed",
+        again: &[],
+        between: Between::Nothing,
+        // The newest that verifies never goes.
+        copies: Copies::Leaves(1),
     },
 ];
 
@@ -205,6 +299,14 @@ pub fn words(line: &str) -> Vec<String> {
 fn unfinished() -> Project {
     let project = Project::steady(STEP);
     project.run(&["run"]).expect(1);
+    project
+}
+
+/// The same with two backups.
+fn with_backups() -> Project {
+    let project = unfinished();
+    project.run(&["state", "backup", "p"]).expect(0);
+    project.run(&["state", "backup", "p"]).expect(0);
     project
 }
 
