@@ -27,6 +27,8 @@ mod kills;
 mod machine;
 #[path = "faults/power.rs"]
 mod power;
+#[path = "faults/projects.rs"]
+mod projects;
 #[path = "faults/strace.rs"]
 mod strace;
 #[path = "faults/subject.rs"]

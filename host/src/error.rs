@@ -148,7 +148,10 @@ impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
         let message = format!("the backend reports {}", error.kind());
         let hint = match error.kind() {
-            BackendErrorKind::NoSpace => "make room where the store is, and repeat the command",
+            BackendErrorKind::NoSpace => {
+                "make room, for example with `oxide_flow state cleanup --backups`, and repeat the \
+                 command"
+            }
             BackendErrorKind::Denied => {
                 "see that this user may write where the store is, and that it is not read-only"
             }

@@ -1,18 +1,13 @@
 //! The commands that change a store, each with a project in which it has something to change.
 //!
-//! A new command that writes is one entry in [`CHANGES`]: kills, errors and full disks are then
+//! A new command that writes is one entry in `CHANGES`: kills, errors and full disks are then
 //! tried at it.
 
-use std::os::unix::fs::PermissionsExt;
-
-use chrono::{DateTime, Utc};
-use oxide_flow::app::App;
-use oxide_flow::config::{Config, ProjectLocation};
-use oxide_flow::recovery::{Rescued, write_rescue_file};
-use oxiflow_plugin_api::{Call, Expected};
-use serde_json::{Map, Value};
-
-use crate::kit::{Project, QUICK, plugin_library, repository};
+use crate::kit::Project;
+use crate::projects::{
+    completed, encrypted, imported, locked, not_begun, of_the_original_program, rescued, resumable,
+    unfinished, with_backups, with_export, with_old_history,
+};
 use crate::subject::data;
 
 /// A command that changes the store.
@@ -53,15 +48,19 @@ pub enum Between {
     Cursors(&'static [&'static str]),
 }
 
-/// All of them.
-pub const CHANGES: &[Change] = &[
+/// Those to which faults are put: all, or those that `OXIFLOW_FAULTS_COMMANDS` names, with commas.
+pub fn changes() -> Vec<&'static Change> {
+    let Ok(names) = std::env::var("OXIFLOW_FAULTS_COMMANDS") else {
+        return CHANGES.iter().collect();
+    };
+    let named = |name: &str| CHANGES.iter().find(|change| change.name == name.trim());
+    names.split(',').map(|name| named(name).unwrap_or_else(|| panic!("no {name}"))).collect()
+}
+
+const CHANGES: &[Change] = &[
     Change {
         name: "first run",
-        prepare: || {
-            let project = Project::steady(STEP);
-            project.write("go", "");
-            project
-        },
+        prepare: not_begun,
         arguments: |_| words("run p"),
         says: "p: completed in",
         again: &[],
@@ -70,11 +69,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "resumed run",
-        prepare: || {
-            let project = unfinished();
-            project.write("go", "");
-            project
-        },
+        prepare: resumable,
         arguments: |_| words("run p"),
         says: "p: completed in",
         again: &[],
@@ -83,11 +78,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "fresh run",
-        prepare: || {
-            let project = unfinished();
-            project.write("go", "");
-            project
-        },
+        prepare: resumable,
         arguments: |_| words("run p --fresh"),
         says: "p: completed in",
         again: &[],
@@ -96,11 +87,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "import",
-        prepare: || {
-            let project = unfinished();
-            write_other(&project);
-            project
-        },
+        prepare: with_export,
         arguments: |_| words("state import p --file other.json --yes"),
         says: "imported the state",
         again: &[],
@@ -109,12 +96,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "rollback",
-        prepare: || {
-            let project = unfinished();
-            write_other(&project);
-            project.run(&["state", "import", "p", "--file", "other.json", "--yes"]).expect(0);
-            project
-        },
+        prepare: imported,
         arguments: |project| {
             let history = data(&project.run(&["state", "history", "p", "--json"]).expect(0));
             let first = history.as_array().unwrap().last().unwrap()["history_id"].clone();
@@ -127,11 +109,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "upgrade",
-        prepare: || {
-            let project = Project::steady(STEP);
-            write_schema_1(&project);
-            project
-        },
+        prepare: of_the_original_program,
         arguments: |_| words("state upgrade p --yes"),
         says: "upgraded",
         again: &[],
@@ -140,11 +118,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "push",
-        prepare: || {
-            let project = unfinished();
-            write_rescued(&project);
-            project
-        },
+        prepare: rescued,
         arguments: |_| words("state push rescued.oxiflow --yes"),
         says: "put back the state",
         // The stored state is no longer the one that the rescued one follows.
@@ -154,20 +128,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "rekey",
-        prepare: || {
-            let project = Project::steady(STEP);
-            for (name, byte) in [("one", "01"), ("two", "02")] {
-                project.write(name, &byte.repeat(32));
-                let mode = std::fs::Permissions::from_mode(0o600);
-                std::fs::set_permissions(project.path().join(name), mode).unwrap();
-            }
-            let plain = project.read("oxiflow.yaml");
-            project.write("oxiflow.yaml", &format!("{plain}  encryption: {{key_file: one}}\n"));
-            project.run(&["run"]).expect(1);
-            let keys = "{key_file: two, fallback: {key_file: one}}";
-            project.write("oxiflow.yaml", &format!("{plain}  encryption: {keys}\n"));
-            project
-        },
+        prepare: encrypted,
         arguments: |_| words("state rekey --yes"),
         says: "rewrote",
         again: &[],
@@ -185,11 +146,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "unlock",
-        prepare: || {
-            let project = unfinished();
-            project.run(&["state", "lock", "p", "--reason", "moving"]).expect(0);
-            project
-        },
+        prepare: locked,
         arguments: |_| words("state unlock p"),
         says: "unlocked pipeline",
         again: &[],
@@ -198,13 +155,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "maintain",
-        prepare: || {
-            let project = unfinished();
-            project.run(&["run"]).expect(1);
-            project.run(&["run"]).expect(1);
-            project.write("oxiflow.yaml", &format!("{QUICK}  history_keep: 1\n"));
-            project
-        },
+        prepare: with_old_history,
         arguments: |_| words("maintain"),
         says: "removed",
         again: &[],
@@ -222,12 +173,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "restore",
-        prepare: || {
-            let project = unfinished();
-            write_other(&project);
-            project.run(&["state", "import", "p", "--file", "other.json", "--yes"]).expect(0);
-            project
-        },
+        prepare: imported,
         arguments: |project| {
             let backups = data(&project.run(&["state", "list-backups", "p", "--json"]).expect(0));
             let only = backups[0]["id"].as_str().unwrap();
@@ -259,12 +205,7 @@ pub const CHANGES: &[Change] = &[
     },
     Change {
         name: "cleanup",
-        prepare: || {
-            let project = Project::steady(STEP);
-            project.write("go", "");
-            project.run(&["run"]).expect(0);
-            project
-        },
+        prepare: completed,
         arguments: |_| words("state cleanup --stale --yes"),
         says: "removed 1 state",
         again: &[],
@@ -283,66 +224,7 @@ pub const CHANGES: &[Change] = &[
     },
 ];
 
-/// Reports `c1`, and ends well only when there is a file `go`.
-const STEP: &str = "
-pipeline:
-  - name: a
-    run: oxide_flow progress --records 3 --last-id c1 && test -e go
-";
-
 /// The words of a command line.
 pub fn words(line: &str) -> Vec<String> {
     line.split(' ').map(str::to_owned).collect()
-}
-
-/// A project whose pipeline `p` failed after `c1`.
-fn unfinished() -> Project {
-    let project = Project::steady(STEP);
-    project.run(&["run"]).expect(1);
-    project
-}
-
-/// The same with two backups.
-fn with_backups() -> Project {
-    let project = unfinished();
-    project.run(&["state", "backup", "p"]).expect(0);
-    project.run(&["state", "backup", "p"]).expect(0);
-    project
-}
-
-/// Writes an export with another cursor to `other.json`.
-fn write_other(project: &Project) {
-    let exported = project.run(&["state", "export", "p"]).expect(0).stdout;
-    let mut state: Value = serde_json::from_str(&exported).expect("a state");
-    state["last_processed_id"] = "c7".into();
-    project.write("other.json", &state.to_string());
-}
-
-/// Puts a state of the original program into the store.
-fn write_schema_1(project: &Project) {
-    let path = repository().join("tests/fixtures/states/v1-paused.json");
-    let mut body: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    body["pipeline_id"] = "p".into();
-    let plugin = oxide_flow::plugin::Plugin::load(&plugin_library("file")).unwrap();
-    let storage = plugin.open(&Map::new(), project.path()).unwrap();
-    let clock = oxide_flow::clock::SystemClock::shared();
-    let records = oxide_flow::layer::stack(storage, "file", 0, clock);
-    let body = body.to_string().into_bytes();
-    records.put(&Call::unbounded(), "state/p", 1, &body, &Expected::Any).unwrap();
-}
-
-/// Writes a rescued state that follows the stored one to `rescued.oxiflow`.
-fn write_rescued(project: &Project) {
-    let plugins = plugin_library("file").parent().unwrap().display().to_string();
-    let env = |name: &str| (name == "OXIFLOW_PLUGIN_PATH").then(|| plugins.clone());
-    let location = ProjectLocation::Explicit(project.path().to_owned());
-    let app = App::open(Config::load(&location, &env).unwrap(), &env).unwrap();
-    let stored = app.store.load_state(&"p".parse().unwrap()).unwrap().unwrap();
-    let mut state = stored.value;
-    state.last_processed_id = "c2".into();
-    let now: DateTime<Utc> = app.clock.now();
-    let rescued = Rescued::new(&state, &stored.version, "the disk was full".into(), now);
-    let folder = project.path().join("rescued");
-    let file = write_rescue_file(&app.store, &rescued, &[folder]).unwrap();
-    std::fs::rename(file, project.path().join("rescued.oxiflow")).unwrap();
 }

@@ -3,7 +3,7 @@
 //! A command that fails leaves the old state, or the new one when the error came after the change;
 //! it says which file failed and what to do.
 
-use crate::commands::CHANGES;
+use crate::commands::changes;
 use crate::form::{in_parallel, is_full, random, sample};
 use crate::strace::{Point, fail, is_usable, points};
 use crate::subject::Prepared;
@@ -20,7 +20,7 @@ const ERRORS: &[(&str, &[&str])] = &[
 ];
 
 /// How many errors the quick form tries at each command.
-const SAMPLE: usize = 5;
+const SAMPLE: usize = 4;
 
 /// How many that stay are tried at each command; most of them are retried for seconds.
 const LASTING: usize = 1;
@@ -39,7 +39,7 @@ fn an_error_at_any_system_call_leaves_the_old_state_or_the_new_one_and_is_told()
     }
     let mut random = random("errors");
     let mut prepared = Vec::new();
-    for change in CHANGES {
+    for change in changes() {
         let mut found = Vec::new();
         let subject =
             Prepared::new(change, |project, arguments| found = points(project, arguments));

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::Value;
 
-use crate::commands::CHANGES;
+use crate::commands::changes;
 use crate::form::{can, in_parallel, is_full, random, with_private_mounts};
 use crate::kit::{Project, Ran, wait_for};
 use crate::subject::Prepared;
@@ -27,7 +27,7 @@ fn a_command_without_memory_changes_nothing_by_halves() {
         return;
     }
     let changes: Vec<_> =
-        CHANGES.iter().filter(|change| is_full() || QUICK.contains(&change.name)).collect();
+        changes().into_iter().filter(|change| is_full() || QUICK.contains(&change.name)).collect();
     in_parallel(&changes, |change| {
         let subject = Prepared::new(change, |project, arguments| {
             Ran::from(project.command(arguments).output().unwrap()).expect(0);
