@@ -196,11 +196,10 @@ fn history_is_bounded_and_can_be_turned_off() {
     assert_eq!(data(&ran.stdout, "maintain"), json!({"dry_run": false, "done": [], "errors": []}));
 
     project.write("oxiflow.yaml", &format!("{QUICK}  history_keep: 0\n"));
-    run_to(&project, "c9");
-    assert_eq!(history(&project), &runs[..1], "0 writes no record");
     let ran = project.run(&["maintain", "--json"]).expect(0);
     assert_eq!(data(&ran.stdout, "maintain")["done"][0]["removed"], json!([runs[0]["history_id"]]));
-    assert_eq!(files(&project), 0);
+    run_to(&project, "c9");
+    assert_eq!(files(&project), 0, "0 writes no record");
     insta::assert_snapshot!(story(&project, &["state", "history", "p"]), @"
     exit 0
     --- stderr

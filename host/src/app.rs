@@ -11,12 +11,12 @@ use oxiflow_plugin_api::{BackendError, Capabilities};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, EncryptionSection, Env, KeyPlace, Pipeline};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layer::{self, KeySource, Keyring};
-use crate::lease::this_process;
+use crate::layer::{self, KeySource, Keyring, Records};
+use crate::lease::{safe_time, this_process};
 use crate::model::PipelineName;
 use crate::plugin::{OptionProblem, Plugin, SearchPath};
-use crate::recovery::Upkeep;
-use crate::runner::RunRequest;
+use crate::recovery::{Spool, Upkeep};
+use crate::runner::{Fallback, RunRequest};
 use crate::store::StateStore;
 
 /// The backend that keeps state for one process only; used when `state.enabled` is false.
@@ -41,6 +41,30 @@ impl App {
     /// `Configuration` when the plugin is missing, refused, or given wrong options; otherwise as
     /// the backend fails.
     pub fn open(config: Config, env: &Env<'_>) -> Result<Self> {
+        Self::open_or(config, env, |config, plugin, error, _| {
+            Err(cannot_open(config, plugin, error))
+        })
+    }
+
+    /// As [`open`](Self::open), for commands that show what is spooled on this machine when the
+    /// backend is away: then every call on the store says so.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), except that the backend is away.
+    pub fn open_for_reading(config: Config, env: &Env<'_>) -> Result<Self> {
+        Self::open_or(config, env, |config, plugin, error, clock| {
+            match Error::from(error.clone()).is_outage() {
+                true => Ok(layer::away(&error, Arc::clone(clock))),
+                false => Err(cannot_open(config, plugin, error)),
+            }
+        })
+    }
+
+    fn open_or(
+        config: Config,
+        env: &Env<'_>,
+        otherwise: impl FnOnce(&Config, &Plugin, BackendError, &Arc<dyn Clock>) -> Result<Records>,
+    ) -> Result<Self> {
         let clock = SystemClock::shared();
         let search = search_path(&config, env)?;
         let empty = serde_json::Map::new();
@@ -51,11 +75,13 @@ impl App {
         };
         let plugin = Plugin::find(backend, &search)?;
         check_options(&config, &plugin, &plugin.problems(options))?;
-        let storage = plugin
-            .open(options, &config.project_dir)
-            .map_err(|error| cannot_open(&config, &plugin, error))?;
-        let cache_size = config.state.cache_size;
-        let mut records = layer::stack(storage, backend, cache_size, Arc::clone(&clock));
+        let mut records = match plugin.open(options, &config.project_dir) {
+            Ok(storage) => {
+                let cache_size = config.state.cache_size;
+                layer::stack(storage, backend, cache_size, Arc::clone(&clock))
+            }
+            Err(error) => otherwise(&config, &plugin, error, &clock)?,
+        };
         if let Some(encryption) = &config.state.encryption {
             records = records.encrypted(keyring(encryption, env)?);
         }
@@ -110,6 +136,39 @@ impl App {
             lease_ttl: self.config.state.lease_ttl,
             heartbeat_interval: self.config.state.heartbeat_interval,
             wait,
+            fallback: self.fallback(),
+        })
+    }
+
+    /// What runs of this project do while the store is away.
+    #[must_use]
+    pub fn fallback(&self) -> Fallback {
+        let section = &self.config.state.fallback;
+        Fallback { spool: self.spool(), enabled: section.enabled, limit: section.degraded_limit }
+    }
+
+    /// The states that runs of this project spooled on local disk.
+    #[must_use]
+    pub fn spool(&self) -> Spool {
+        Spool::new(self.config.state.fallback.spool_dir.clone())
+    }
+
+    /// What a person should know of how long runs go on without their lease; `None` when they
+    /// end before anybody can have taken over.
+    #[must_use]
+    pub fn unfenced_limit(&self) -> Option<String> {
+        let state = &self.config.state;
+        let safe = safe_time(state.lease_ttl);
+        let limit = state.fallback.degraded_limit.filter(|_| state.fallback.enabled)?;
+        let shown = |time: Duration| humantime::format_duration(time).to_string();
+        (limit > safe).then(|| {
+            format!(
+                "`state.fallback.degraded_limit` is {}, and a lease is safe for {}: while the store \
+                 is away, steps go on though another machine may have taken the pipeline over, and \
+                 both may write",
+                shown(limit),
+                shown(safe)
+            )
         })
     }
 }

@@ -42,6 +42,8 @@ pub enum ErrorKind {
     OutcomeUnknown,
     /// A step of a pipeline failed.
     StepFailed,
+    /// The run ended while the store was away; its state is on local disk only.
+    Degraded,
     /// The run was stopped by a signal or by `worker stop`.
     Stopped,
     /// An operating-system call outside the store failed.
@@ -112,6 +114,12 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         self.retryable
     }
+
+    /// Whether the store is away: it does not answer, or its answer was lost.
+    #[must_use]
+    pub fn is_outage(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::OutcomeUnknown)
+    }
 }
 
 impl fmt::Display for Error {
@@ -156,7 +164,7 @@ impl From<BackendError> for Error {
                 "see that this user may write where the store is, and that it is not read-only"
             }
             BackendErrorKind::Unavailable | BackendErrorKind::Timeout => {
-                "nothing was changed by this call; `oxide_flow health` says whether the store works"
+                "`oxide_flow health` says whether the store works"
             }
             BackendErrorKind::OutcomeUnknown => {
                 "look at what is stored with `oxide_flow state list` before you repeat the command"

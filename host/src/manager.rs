@@ -42,6 +42,9 @@ impl StateManager {
     /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged;
     /// otherwise as the store fails.
     pub fn start_run(&self, pipeline: &str, steps: &[&str]) -> Result<Run> {
+        if let Some(warning) = self.app.unfenced_limit() {
+            tracing::warn!(target: "oxide_flow::state", "{warning}");
+        }
         let state = &self.app.config.state;
         let request = RunRequest {
             pipeline: pipeline.parse()?,
@@ -54,6 +57,7 @@ impl StateManager {
             lease_ttl: state.lease_ttl,
             heartbeat_interval: state.heartbeat_interval,
             wait: Duration::ZERO,
+            fallback: self.app.fallback(),
         };
         let clock = Arc::clone(&self.app.clock);
         // What the lease tells is found in the run: `stop_requested`, and the error of a save.

@@ -37,7 +37,11 @@ pub fn plugin_library(name: &str) -> PathBuf {
 pub fn plugin_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let library = build_cdylib(&["oxiflow-backend-file", "oxiflow-backend-memory"]);
+        let library = build_cdylib(&[
+            "oxiflow-backend-file",
+            "oxiflow-backend-memory",
+            "oxiflow-backend-postgres",
+        ]);
         library.parent().expect("a file is in a folder").to_owned()
     })
 }
@@ -317,6 +321,12 @@ impl Running {
     /// Its exit code, if it has ended.
     pub fn ended(&mut self) -> Option<i32> {
         self.0.try_wait().expect("it can be waited for").map(|status| status.code().unwrap_or(-1))
+    }
+}
+
+impl From<Child> for Running {
+    fn from(child: Child) -> Self {
+        Self(child)
     }
 }
 

@@ -15,6 +15,7 @@ mod plugin;
 mod progress;
 mod run;
 mod run_view;
+mod stale;
 mod state;
 mod ui;
 mod worker;
@@ -101,7 +102,15 @@ fn load_config(global: &Global, ui: &Ui) -> Result<Config> {
 
 /// Opens the project's state store, for a command that looks at what others keep in it.
 fn open_app(global: &Global, ui: &Ui) -> Result<App> {
-    let app = App::open(load_config(global, ui)?, &env)?;
+    tell_reservation(App::open(load_config(global, ui)?, &env)?, ui)
+}
+
+/// As [`open_app`], for a command that shows what is spooled here when the store is away.
+fn open_app_for_reading(global: &Global, ui: &Ui) -> Result<App> {
+    tell_reservation(App::open_for_reading(load_config(global, ui)?, &env)?, ui)
+}
+
+fn tell_reservation(app: App, ui: &Ui) -> Result<App> {
     if let Some(reservation) = app.reservation() {
         ui.warning(&reservation);
     }

@@ -15,7 +15,7 @@ use super::{exit, load_config};
 use crate::app::App;
 use crate::config::{Config, EncryptionSection, default_pipeline, load_pipeline};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::PipelineName;
+use crate::model::{PipelineName, PipelineState};
 use crate::runner::{Runner, RunnerParts, StopCause, Stopper};
 
 pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> {
@@ -28,6 +28,9 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     let app = App::open(config, &super::env)?;
     if let Some(reservation) = app.reservation() {
         ui.warning(&reservation);
+    }
+    if let Some(warning) = app.unfenced_limit() {
+        ui.warning(&warning);
     }
     let request = app.run_request(&pipeline, args.fresh, args.wait)?;
     let view = RunView::new(&pipeline, args);
@@ -48,13 +51,13 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     let outcome = runner.run(&request);
     view.close();
     if args.json {
-        let failed = outcome.as_ref().err().map(Error::kind) == Some(ErrorKind::StepFailed);
+        let kind = outcome.as_ref().err().map(Error::kind);
         match &outcome {
             Ok(outcome) => ui.json("run", &outcome.state)?,
             // The state says which step failed and why, as it was saved at the end of the run.
-            Err(_) if failed => {
-                if let Some(state) = app.store.load_state(&name)? {
-                    ui.json("run", &state.value)?;
+            Err(_) if matches!(kind, Some(ErrorKind::StepFailed | ErrorKind::Degraded)) => {
+                if let Some(state) = state_at_end(&app, &name)? {
+                    ui.json("run", &state)?;
                 }
             }
             Err(_) => {}
@@ -67,6 +70,14 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     };
     view.summary(&outcome);
     Ok(code)
+}
+
+/// The state of a run that has just ended. What it spooled is newer than what the store has.
+fn state_at_end(app: &App, pipeline: &PipelineName) -> Result<Option<PipelineState>> {
+    if let Some(spooled) = app.spool().newest(&app.store, pipeline)? {
+        return Ok(Some(spooled.rescued.state));
+    }
+    Ok(app.store.load_state(pipeline)?.map(|stored| stored.value))
 }
 
 /// The variables with passphrases of the state: what a step prints of them would be kept.

@@ -12,6 +12,7 @@ use super::args::RunArgs;
 use super::ui::{Ui, count, draws_progress, number_of, seconds};
 use crate::config::Pipeline;
 use crate::model::{PipelineState, PipelineStatus, StepState};
+use crate::recovery::Settled;
 use crate::runner::{Begin, Outcome, OutputStream, RunEvent, RunObserver, StopCause};
 
 /// How often progress is told off a terminal.
@@ -27,6 +28,8 @@ pub(super) struct RunView {
     json: bool,
     bar: ProgressBar,
     told: Mutex<Instant>,
+    /// Whether the store is away.
+    degraded: AtomicBool,
     /// Whether another worker is waited for.
     waiting: Arc<AtomicBool>,
 }
@@ -43,6 +46,7 @@ impl RunView {
             json: args.json,
             bar,
             told: Mutex::new(Instant::now()),
+            degraded: AtomicBool::new(false),
             waiting: Arc::default(),
         }
     }
@@ -80,8 +84,42 @@ impl RunView {
         }
     }
 
+    /// What the name of the pipeline is marked with while the store is away.
+    fn mark(&self) -> &'static str {
+        if self.degraded.load(Ordering::SeqCst) { " (degraded)" } else { "" }
+    }
+
     fn say(&self, text: &str) {
         self.bar.suspend(|| self.ui.aside(text));
+    }
+
+    /// What became of a state that an earlier run had spooled.
+    fn tell_settled(&self, settled: &Settled) {
+        let pipeline = &self.pipeline;
+        match settled {
+            Settled::Replayed(state) => self.say(&format!(
+                "{pipeline}: put the spooled state of run {} into the store: {}, {}",
+                state.run_id,
+                state.status.as_str(),
+                records(state.records_processed, state.records_failed)
+            )),
+            Settled::WasStored => {
+                self.say(&format!("{pipeline}: the store has what was spooled already"));
+            }
+            Settled::SetAside(file, found) => {
+                let file = file.display();
+                self.bar.suspend(|| {
+                    self.ui.warning(&format!(
+                        "a spooled state does not follow what is stored, and is kept in {file}: \
+                         {found}"
+                    ));
+                    self.ui.aside(&format!(
+                        "to put it in the place of what is stored, after a backup: `oxide_flow \
+                         state push {file} --force`; to do without it, delete it"
+                    ));
+                });
+            }
+        }
     }
 
     fn output(&self, step: &str, stream: OutputStream, line: &str) {
@@ -125,8 +163,9 @@ impl RunView {
         let (name, of, until) =
             (&step.step_name, of.unwrap_or_default(), until.unwrap_or_default());
         self.ui.aside(&format!(
-            "{}: {name}: {}{of}{until}",
+            "{}{}: {name}: {}{of}{until}",
             self.pipeline,
+            self.mark(),
             number_of(done, "record")
         ));
     }
@@ -189,7 +228,7 @@ impl RunObserver for RunView {
                     if attempt > 1 { format!(", attempt {attempt}") } else { String::new() };
                 let name = &step.name;
                 self.say(&format!("{pipeline}: {name} ({place} of {total}) starts{from}{again}"));
-                self.bar.set_message(step.name.clone());
+                self.bar.set_message(format!("{}{}", step.name, self.mark()));
                 self.bar.reset();
             }
             RunEvent::Output(step, stream, line) => self.output(&step.name, stream, line),
@@ -217,6 +256,21 @@ impl RunObserver for RunView {
                 self.say(&format!("{pipeline}: stopping by {cause}; again to stop at once"));
             }
             RunEvent::Moved(text) => self.say(&format!("{pipeline}: {text}")),
+            RunEvent::Settled(settled) => self.tell_settled(settled),
+            RunEvent::Degraded => {
+                self.degraded.store(true, Ordering::SeqCst);
+                self.bar.set_message(format!("{}{}", self.bar.message(), self.mark()));
+                let text = "DEGRADED: the store is away; checkpoints are spooled on this machine";
+                self.bar.suspend(|| self.ui.warning(&format!("{pipeline}: {text}")));
+            }
+            RunEvent::Recovered => {
+                let message = self.bar.message();
+                self.bar.set_message(message.trim_end_matches(self.mark()).to_owned());
+                self.degraded.store(false, Ordering::SeqCst);
+                self.say(&format!(
+                    "{pipeline}: recovered: the store is back, and has what was spooled"
+                ));
+            }
             RunEvent::Warning(text) => self.bar.suspend(|| self.ui.warning(text)),
         }
     }

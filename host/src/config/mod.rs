@@ -10,6 +10,7 @@
 mod duration;
 mod encryption;
 mod error;
+mod fallback;
 mod interpolate;
 mod older;
 mod pipeline;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 
 pub use encryption::{EncryptionSection, KeyPlace};
 pub use error::ConfigError;
+pub use fallback::FallbackSection;
 pub use pipeline::{
     Metadata, Pipeline, PipelineFile, default_pipeline, list_pipelines, load_pipeline,
 };
@@ -138,6 +140,7 @@ impl Config {
         if let Some(encryption) = &mut self.state.encryption {
             encryption.resolve(&self.project_dir);
         }
+        self.state.fallback.resolve(&self.project_dir);
         self.option_lines = read.option_lines;
         self.notes.extend(read.notes);
     }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::Env;
 use super::encryption::{self, EncryptionSection};
 use super::error::ConfigError;
+use super::fallback::{self, FallbackSection};
 use super::interpolate;
 use super::section::{self, Section};
 use super::yaml::{Entry, Node, Value};
@@ -34,6 +35,7 @@ const KEYS: &[&str] = &[
     "cache_size",
     "history_keep",
     "encryption",
+    "fallback",
 ];
 
 /// Options that stand in `backend_config` or directly under `state:`, and are the host's.
@@ -79,6 +81,8 @@ pub struct StateSection {
     pub history_keep: usize,
     /// How records are encrypted; by default they are not.
     pub encryption: Option<EncryptionSection>,
+    /// What a run does while the store is away.
+    pub fallback: FallbackSection,
 }
 
 impl Default for StateSection {
@@ -99,6 +103,7 @@ impl Default for StateSection {
             cache_size: 100,
             history_keep: 100,
             encryption: None,
+            fallback: FallbackSection::default(),
         }
     }
 }
@@ -121,6 +126,7 @@ impl fmt::Debug for StateSection {
             .field("cache_size", &self.cache_size)
             .field("history_keep", &self.history_keep)
             .field("encryption", &self.encryption)
+            .field("fallback", &self.fallback)
             .finish()
     }
 }
@@ -162,6 +168,9 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
     read_intervals(&state, &mut read.section)?;
     let keys = state.get("encryption").map(|node| encryption::read(shown, node)).transpose()?;
     read.section.encryption = keys;
+    if let Some(node) = state.get("fallback") {
+        read.section.fallback = fallback::read(shown, node)?;
+    }
 
     let options = match &backend_config {
         Some(config) => section::entries(shown, "`backend_config`", config)?,

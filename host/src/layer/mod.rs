@@ -2,6 +2,7 @@
 //!
 //! Layers know bytes, keys and versions, never what a pipeline is. [`stack`] owns their order.
 
+mod away;
 mod cache;
 mod encryption;
 mod metrics;
@@ -18,6 +19,7 @@ use oxiflow_plugin_api::Storage;
 
 use crate::clock::Clock;
 
+pub use away::away;
 pub use cache::Cache;
 pub use encryption::{Derivation, Encryption, KeySource, Keyring};
 pub use metrics::{Measured, Metrics, OperationCounters, StorageCounters};

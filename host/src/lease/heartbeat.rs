@@ -2,7 +2,8 @@
 //!
 //! Each renewal is a compare-and-swap, so a request or a takeover by somebody else shows up as a
 //! conflict. The holder gives up before others may take over: at [`GIVE_UP_PERCENT`] of the time to live
-//! without a renewal, counted from before the last successful attempt was made.
+//! without a renewal, counted from before the last successful attempt was made. Only when it was told
+//! to, with a [`Tempo::limit`] beyond that, it goes on longer, and may find that it was taken over.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -18,11 +19,52 @@ use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
 /// The part of the time to live after which a holder that could not renew gives up, in percent.
 const GIVE_UP_PERCENT: u32 = 80;
 
+/// How long a holder may go on without a renewal so that nobody can have taken over.
+#[must_use]
+pub fn safe_time(ttl: Duration) -> Duration {
+    ttl * GIVE_UP_PERCENT / 100
+}
+
+/// How often a lease is renewed, and for how long it is held while that fails.
+#[derive(Clone, Copy, Debug)]
+pub struct Tempo {
+    /// How often it is renewed.
+    pub interval: Duration,
+    /// How long the holder goes on after the first failure; `None` for as long as nobody can have
+    /// taken over, which a shorter limit cannot lengthen.
+    pub limit: Option<Duration>,
+}
+
+impl Tempo {
+    /// Renewals in this interval, and no going on beyond the lease.
+    #[must_use]
+    pub fn every(interval: Duration) -> Self {
+        Self { interval, limit: None }
+    }
+
+    /// When the holder of a lease that was last renewed at `renewed` gives up, if renewing has
+    /// failed since `failing`.
+    fn give_up_at(&self, ttl: Duration, renewed: Duration, failing: Duration) -> Duration {
+        let safe = renewed + safe_time(ttl);
+        match self.limit {
+            None => safe,
+            Some(limit) if limit <= safe_time(ttl) => safe.min(failing + limit),
+            Some(limit) => failing.saturating_add(limit),
+        }
+    }
+
+    fn goes_beyond(&self, ttl: Duration) -> bool {
+        self.limit.is_some_and(|limit| limit > safe_time(ttl))
+    }
+}
+
 /// Something that the holder of a lease must react to.
 #[derive(Clone, Debug)]
 pub enum LeaseEvent {
     /// The lease was renewed, and lasts its time to live from now.
     Renewed,
+    /// It could not be renewed, and the holder goes on all the same, as its limit allows.
+    GoesOn,
     /// Somebody asks to stop; the request has been acknowledged.
     StopRequested(Request),
     /// Somebody asks to move the pipeline to another store; it has been acknowledged.
@@ -38,8 +80,13 @@ pub enum LostReason {
     TakenOver(Box<Lease>),
     /// Somebody released it by force.
     Released,
-    /// It could not be renewed in time; the text says why.
-    Expired(String),
+    /// It could not be renewed in time.
+    Expired {
+        /// Why not.
+        cause: String,
+        /// Whether the store was away, rather than full or broken.
+        outage: bool,
+    },
 }
 
 impl LostReason {
@@ -52,7 +99,7 @@ impl LostReason {
                 lease.holder.worker_id, lease.holder.pid, lease.holder.host, lease.epoch
             ),
             Self::Released => format!("the lease of pipeline `{pipeline}` was released by force"),
-            Self::Expired(cause) => {
+            Self::Expired { cause, .. } => {
                 format!("the lease of pipeline `{pipeline}` could not be renewed in time: {cause}")
             }
         };
@@ -68,7 +115,7 @@ pub struct Departed {
     /// The lease as it was held.
     pub lease: Lease,
     clock: Arc<dyn Clock>,
-    interval: Duration,
+    tempo: Tempo,
     on_event: Arc<Callback>,
 }
 
@@ -81,7 +128,7 @@ pub struct HeldLease {
 struct Shared {
     store: StateStore,
     clock: Arc<dyn Clock>,
-    interval: Duration,
+    tempo: Tempo,
     on_event: Arc<Callback>,
     inner: Mutex<Inner>,
     wake: Condvar,
@@ -91,6 +138,8 @@ struct Inner {
     lease: Versioned<Lease>,
     /// Monotonic time before the attempt that last renewed the lease.
     renewed: Duration,
+    /// Monotonic time at which it was last certain that the holder may go on.
+    assured: Duration,
     lost: Option<LostReason>,
     stopping: bool,
 }
@@ -104,23 +153,24 @@ impl HeldLease {
         store: StateStore,
         clock: Arc<dyn Clock>,
         lease: Versioned<Lease>,
-        interval: Duration,
+        tempo: Tempo,
         on_event: impl Fn(LeaseEvent) + Send + Sync + 'static,
     ) -> Result<Self> {
-        Self::spawn(store, clock, lease, interval, Arc::new(on_event))
+        Self::spawn(store, clock, lease, tempo, Arc::new(on_event))
     }
 
     fn spawn(
         store: StateStore,
         clock: Arc<dyn Clock>,
         lease: Versioned<Lease>,
-        interval: Duration,
+        tempo: Tempo,
         on_event: Arc<Callback>,
     ) -> Result<Self> {
         let renewed = clock.monotonic();
-        let inner = Mutex::new(Inner { lease, renewed, lost: None, stopping: false });
+        let inner =
+            Mutex::new(Inner { lease, renewed, assured: renewed, lost: None, stopping: false });
         let shared =
-            Arc::new(Shared { store, clock, interval, on_event, inner, wake: Condvar::new() });
+            Arc::new(Shared { store, clock, tempo, on_event, inner, wake: Condvar::new() });
         let thread = std::thread::Builder::new()
             .name("heartbeat".into())
             .spawn({
@@ -156,8 +206,8 @@ impl HeldLease {
         if !departs {
             return Err(LostReason::Released.to_error(&mine.pipeline_id));
         }
-        let (clock, interval) = (Arc::clone(&shared.clock), shared.interval);
-        Ok(Departed { lease: mine, clock, interval, on_event: Arc::clone(&shared.on_event) })
+        let (clock, tempo) = (Arc::clone(&shared.clock), shared.tempo);
+        Ok(Departed { lease: mine, clock, tempo, on_event: Arc::clone(&shared.on_event) })
     }
 
     /// The lease as last written.
@@ -170,6 +220,13 @@ impl HeldLease {
     #[must_use]
     pub fn age(&self) -> Duration {
         self.shared.clock.monotonic().saturating_sub(self.shared.lock().renewed)
+    }
+
+    /// Time since it was last certain that the holder may go on: it renewed the lease, or its limit
+    /// lets it go on without.
+    #[must_use]
+    pub fn doubt(&self) -> Duration {
+        self.shared.clock.monotonic().saturating_sub(self.shared.lock().assured)
     }
 
     /// Why the lease was lost; `None` while it is held as far as is known.
@@ -242,7 +299,7 @@ impl Departed {
         let expected = Expected::from(there.map(|lease| lease.version));
         let version = store.save_lease(&lease, &expected, OPERATION_TIMEOUT)?;
         let lease = Versioned { value: lease, version };
-        HeldLease::spawn(store.clone(), self.clock, lease, self.interval, self.on_event)
+        HeldLease::spawn(store.clone(), self.clock, lease, self.tempo, self.on_event)
     }
 }
 
@@ -259,7 +316,10 @@ impl Shared {
 
     /// The body of the heartbeat thread.
     fn beat(&self) {
-        let mut pause = self.interval;
+        let interval = self.tempo.interval;
+        let mut pause = interval;
+        // Since when renewing fails.
+        let mut failing: Option<Duration> = None;
         loop {
             let inner = self.lock();
             let (inner, _) = self
@@ -272,23 +332,40 @@ impl Shared {
             let (lease, renewed) = (inner.lease.clone(), inner.renewed);
             drop(inner);
 
-            let give_up = lease.value.ttl() * GIVE_UP_PERCENT / 100;
-            let left = (renewed + give_up).saturating_sub(self.clock.monotonic());
-            match self.renew(&lease, left) {
-                Ok(None) => pause = self.interval,
+            let ttl = lease.value.ttl();
+            let attempted = self.clock.monotonic();
+            let give_up = self.tempo.give_up_at(ttl, renewed, failing.unwrap_or(attempted));
+            let left = give_up.saturating_sub(attempted);
+            let timeout = if self.tempo.goes_beyond(ttl) {
+                // The supervisor is to hear of every attempt before its own patience ends.
+                (renewed + safe_time(ttl)).saturating_sub(attempted).max(ttl / 4)
+            } else {
+                left.max(interval)
+            };
+            match self.renew(&lease, timeout) {
+                Ok(None) => (pause, failing) = (interval, None),
                 Ok(Some(lost)) => return self.lose(lost),
                 Err(error) => {
+                    failing.get_or_insert(attempted);
+                    // The limit is for a store that is away, not for one that is full or broken.
+                    let goes_beyond = self.tempo.goes_beyond(ttl) && error.is_outage();
+                    let give_up =
+                        if goes_beyond { give_up } else { give_up.min(renewed + safe_time(ttl)) };
                     // Time left is measured anew: the attempt itself took some.
-                    let left = (renewed + give_up).saturating_sub(self.clock.monotonic());
+                    let left = give_up.saturating_sub(self.clock.monotonic());
                     if left.is_zero() {
-                        let cause = crate::error::chain(&error);
-                        return self.lose(LostReason::Expired(cause));
+                        let (cause, outage) = (crate::error::chain(&error), error.is_outage());
+                        return self.lose(LostReason::Expired { cause, outage });
+                    }
+                    if goes_beyond {
+                        self.lock().assured = self.clock.monotonic();
+                        (self.on_event)(LeaseEvent::GoesOn);
                     }
                     tracing::warn!(
                         pipeline = %lease.value.pipeline_id, error = crate::error::chain(&error),
                         left_ms = left.as_millis(), "cannot renew the lease; trying again"
                     );
-                    pause = (self.interval / 4).min(left);
+                    pause = (interval / 4).min(left);
                 }
             }
         }
@@ -296,7 +373,7 @@ impl Shared {
 
     /// Renews the lease once; says how it was lost if it is. A process that was suspended past its
     /// lease comes here too: if nobody took over meanwhile, the swap succeeds and it goes on.
-    fn renew(&self, held: &Versioned<Lease>, left: Duration) -> Result<Option<LostReason>> {
+    fn renew(&self, held: &Versioned<Lease>, timeout: Duration) -> Result<Option<LostReason>> {
         let mut next = held.value.clone();
         let mut expected = held.version;
         let mut new_requests: Vec<Request> = Vec::new();
@@ -304,7 +381,6 @@ impl Shared {
             let attempted = self.clock.monotonic();
             next.renewed_at = self.clock.now();
             next.metrics = Some(self.store.figures());
-            let timeout = left.max(self.interval);
             match self.store.save_lease(&next, &Expected::Version(expected), timeout) {
                 Ok(version) => {
                     self.renewed(next, version, attempted);
@@ -358,6 +434,7 @@ impl Shared {
         let mut inner = self.lock();
         inner.lease = Versioned { value: lease, version };
         inner.renewed = attempted;
+        inner.assured = attempted;
     }
 
     fn lose(&self, reason: LostReason) {
@@ -382,5 +459,26 @@ fn lost_to(mine: &Lease, current: Option<&Versioned<Lease>>) -> Option<LostReaso
             Some(LostReason::Released)
         }
         Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_within_the_lease_shortens_and_only_one_beyond_it_lengthens() {
+        let second = Duration::from_secs;
+        let tempo = |limit| Tempo { interval: second(10), limit };
+        let (ttl, renewed, failing) = (second(30), second(100), second(112));
+        let give_up = |limit| tempo(limit).give_up_at(ttl, renewed, failing);
+        assert_eq!(give_up(None), second(124));
+        assert_eq!(give_up(Some(second(5))), second(117));
+        // Though the first failure came late, the lease is not overstepped.
+        assert_eq!(give_up(Some(second(24))), second(124));
+        assert_eq!(give_up(Some(second(25))), second(137));
+        assert_eq!(give_up(Some(Duration::MAX)), Duration::MAX);
+        assert!(!tempo(Some(second(24))).goes_beyond(ttl));
+        assert!(tempo(Some(second(25))).goes_beyond(ttl));
     }
 }

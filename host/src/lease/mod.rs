@@ -16,7 +16,7 @@ mod requests;
 
 pub use acquire::{Acquire, Acquired, MIGRATE, Takeover, acquire};
 pub use cache::{Answer, request_clear_cache};
-pub use heartbeat::{Departed, HeldLease, LeaseEvent, LostReason};
+pub use heartbeat::{Departed, HeldLease, LeaseEvent, LostReason, Tempo, safe_time};
 pub use identity::{Liveness, liveness, person, this_process};
 pub use lock::{lock, unlock};
 pub use registry::{

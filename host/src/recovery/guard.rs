@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::error::Result;
-use crate::lease::{Acquire, HeldLease, acquire, this_process};
+use crate::lease::{Acquire, HeldLease, Tempo, acquire, this_process};
 use crate::model::PipelineName;
 use crate::store::StateStore;
 
@@ -53,7 +53,7 @@ pub fn under_lease<T>(
         store.clone(),
         Arc::clone(clock),
         acquired.lease,
-        LEASE_TTL / 3,
+        Tempo::every(LEASE_TTL / 3),
         |event| tracing::debug!(?event, "during an administrative change"),
     )?;
     let done = work(epoch);

@@ -12,6 +12,7 @@ mod restore;
 mod retention;
 mod rewrite;
 mod rollback;
+mod spool;
 #[cfg(test)]
 mod tests;
 mod upgrade;
@@ -26,11 +27,14 @@ pub use delete::{Deleted, Deletion, delete};
 pub use guard::{Claim, under_lease};
 pub use import::{Import, import, read_document};
 pub use rekey::{RekeyPlan, Rekeyed, plan_rekey, rekey};
-pub use rescue::{Pushed, Rescued, push, read_rescue_file, write_rescue_file};
+pub use rescue::{
+    Pushed, Rescued, push, read_rescue_file, saved_under_same_lease, write_rescue_file,
+};
 pub use restore::restore;
 pub use retention::{Candidate, Expired, Expiry, Retention, plan_retention};
 pub use rewrite::{Kept, Rewrite, RewriteOptions, Rewritten, rewrite};
 pub use rollback::{rollback, rollback_target};
+pub use spool::{Settled, Spool, Spooled, replay, set_aside};
 pub use upgrade::{stored_schema, upgrade};
 pub use upkeep::{
     Due, RoomScope, Upkeep, backup_due, make_room, make_scheduled_backup, pipelines_with_copies,

@@ -20,7 +20,7 @@ use super::guard::{Claim, under_lease};
 use super::rewrite::detach;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{PipelineName, PipelineState};
+use crate::model::{Lease, PipelineName, PipelineState};
 use crate::store::{StateStore, Versioned};
 
 /// A state that could not be saved.
@@ -34,41 +34,54 @@ pub struct Rescued {
     pub cause: String,
     /// When it was rescued.
     pub rescued_at: DateTime<Utc>,
+    /// The lease of its worker, as last renewed, so that commands can say who that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<Lease>,
     /// The state.
     pub state: PipelineState,
 }
 
 impl Rescued {
-    /// A state that was to replace the record of this version.
+    /// A state that was to replace the record of this version, in which the state had been saved
+    /// `based_on_save` times.
     #[must_use]
     pub fn new(
         state: &PipelineState,
         based_on: &Version,
+        based_on_save: u64,
         cause: String,
         now: DateTime<Utc>,
     ) -> Self {
         let bytes = based_on.as_bytes();
         Self {
             based_on: bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-            based_on_save: state.version,
+            based_on_save,
             cause,
             rescued_at: now,
+            lease: None,
             state: state.clone(),
         }
     }
 
-    /// Whether a stored state is the one that this one was to replace. A record that was only
-    /// sealed again has another version and is the same save of the same run.
+    /// Whether a stored state is the one that this one was to replace, or a save of the same worker
+    /// between the two, whose answer was lost. A record that was only sealed again has another
+    /// version and is the same save.
     #[must_use]
     pub fn follows(&self, stored: &Versioned<PipelineState>) -> bool {
         let version = stored.version.as_bytes();
         let same_record =
             self.based_on == version.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        let state = &stored.value;
-        let same_save = (&state.run_id, state.version, state.epoch)
-            == (&self.state.run_id, self.based_on_save, self.state.epoch);
-        same_record || same_save
+        let newest = self.state.version.max(self.based_on_save + 1);
+        let earlier = stored.value.version <= newest;
+        same_record || (earlier && saved_under_same_lease(&self.state, &stored.value))
     }
+}
+
+/// Whether two states were saved by the same worker: no two holders of a lease write a run under the
+/// same epoch.
+#[must_use]
+pub fn saved_under_same_lease(mine: &PipelineState, stored: &PipelineState) -> bool {
+    (&stored.run_id, stored.epoch) == (&mine.run_id, mine.epoch)
 }
 
 /// Writes a rescue file into the first of these folders that takes it, for its owner only, and
@@ -82,11 +95,7 @@ pub fn write_rescue_file(
     folders: &[PathBuf],
 ) -> Result<PathBuf> {
     let pipeline = &rescued.state.pipeline_id;
-    let body = serde_json::to_vec(rescued).map_err(|error| {
-        Error::new(ErrorKind::Internal, "cannot write a state as JSON").because(error)
-    })?;
-    let sealed =
-        store.seal_rescued(pipeline, &[&body, b"\n".as_slice()].concat(), rescued.rescued_at)?;
+    let sealed = seal(store, rescued)?;
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
     let time = rescued.rescued_at.format("%Y%m%dT%H%M%SZ");
     let name = format!("{pipeline}-{time}-{}.oxiflow", &unique[unique.len() - 6..]);
@@ -103,6 +112,15 @@ pub fn write_rescue_file(
         }
     }
     Err(failure)
+}
+
+/// What a file of this rescued state holds.
+pub(super) fn seal(store: &StateStore, rescued: &Rescued) -> Result<Vec<u8>> {
+    let mut body = serde_json::to_vec(rescued).map_err(|error| {
+        Error::new(ErrorKind::Internal, "cannot write a state as JSON").because(error)
+    })?;
+    body.push(b'\n');
+    store.seal_rescued(&rescued.state.pipeline_id, &body, rescued.rescued_at)
 }
 
 /// The file is whole and on the disk, or not there.

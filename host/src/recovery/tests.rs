@@ -15,7 +15,6 @@ use super::*;
 use crate::clock::Clock;
 use crate::error::ErrorKind;
 use crate::history::{self, Event};
-use crate::layer;
 use crate::model::{Backup, HistoryKind, Holder, PipelineName, PipelineState, PipelineStatus};
 use crate::store::{ExaminedState, StateStore};
 
@@ -138,8 +137,8 @@ impl World {
         let shelf: &'static Shelf = Box::leak(Box::default());
         let hands = Arc::new(Hands { seconds: AtomicI64::new(0), origin: Instant::now() });
         let clock: Arc<dyn Clock> = hands.clone();
-        let records = layer::stack(Box::new(shelf), "shelf", 0, Arc::clone(&clock));
-        let (store, pipeline) = (StateStore::new(records), "p".parse().unwrap());
+        let store = StateStore::over(Box::new(shelf), Arc::clone(&clock));
+        let pipeline = "p".parse().unwrap();
         Self { shelf, hands, clock, store, pipeline }
     }
 
@@ -316,10 +315,7 @@ fn a_backup_that_is_not_what_its_key_says_is_damaged() {
     of_another.state.pipeline_id = "q".parse().unwrap();
     let renamed = Backup { backup_id: "another".to_owned(), ..backup };
     for wrong in [of_another, renamed] {
-        let key = format!("backup/p/{id}");
-        let body = serde_json::to_vec(&wrong).unwrap();
-        let value = layer::seal(&key, 1, &body, at(0)).unwrap();
-        world.shelf.entries.lock().unwrap().get_mut(&key).unwrap().value = value;
+        world.store.forge(&format!("backup/p/{id}"), &wrong).unwrap();
         let error = load_verified(&world.store, &world.pipeline, &id).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
         let examined = examine_backups(&world.store, &world.pipeline).unwrap();

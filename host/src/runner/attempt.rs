@@ -137,8 +137,14 @@ impl Following<'_, '_> {
                     let error = reason.to_error(&run.state().pipeline_id);
                     return Err(run.rescue(error));
                 }
-                None => {}
+                // Perhaps the store is back: the time is up to date in what is saved then.
+                Some(Event::Renewed) if run.degraded_since().is_some() => {
+                    self.record_time(run);
+                    run.catch_up()?;
+                }
+                Some(Event::Renewed) | None => {}
             }
+            self.runner.tell_degradation(run);
             self.watch_the_time();
             self.checkpoint_if_due(run)?;
         }
@@ -274,6 +280,7 @@ impl Following<'_, '_> {
                 Ok(Event::Process(_, event)) => self.take(run, event),
                 Ok(Event::Stop(cause)) => self.stopped = Some(cause),
                 Ok(Event::Move(request)) => later.push(request),
+                Ok(Event::Renewed) => {}
                 // The next save finds the loss out by itself.
                 Ok(Event::Lost(reason)) => tracing::debug!(?reason, "lost while draining"),
                 Err(_) => break,

@@ -8,6 +8,7 @@ use super::session::Begin;
 use crate::config::Step;
 use crate::lease::{LostReason, Takeover};
 use crate::model::{Lease, PipelineState, Request, StepState};
+use crate::recovery::Settled;
 
 /// Told what happens in a run, from several threads.
 pub trait RunObserver: Send + Sync {
@@ -42,6 +43,12 @@ pub enum RunEvent<'a> {
     Stopping(&'a StopCause),
     /// The run left its store; the text says for which.
     Moved(&'a str),
+    /// A state that an earlier run had spooled was dealt with.
+    Settled(&'a Settled),
+    /// The store is away: checkpoints are spooled on local disk.
+    Degraded,
+    /// The store is back, and has what was spooled.
+    Recovered,
     /// Something is not as it should be, and the run goes on.
     Warning(&'a str),
 }
@@ -93,6 +100,8 @@ pub(super) enum Event {
     Stop(StopCause),
     /// The pipeline is to move to another store.
     Move(Request),
+    /// The lease was renewed.
+    Renewed,
     /// The lease is lost.
     Lost(LostReason),
 }

@@ -1,6 +1,7 @@
 //! Runs a pipeline: its steps as child processes, their progress as durable checkpoints.
 //!
-//! [`session`] is one run's hold on its state and lease, usable without any steps; [`steps`]
+//! [`session`] is one run's hold on its state and lease, usable without any steps, and [`degraded`]
+//! what it does while the store is away; [`steps`]
 //! drives the steps of a pipeline through it, each [`attempt`] at one as the [`events`] come.
 //! [`care`] looks after the copies of the pipeline meanwhile.
 //! [`process`] starts a step under the [`supervisor`],
@@ -10,6 +11,7 @@
 
 mod attempt;
 mod care;
+mod degraded;
 mod events;
 mod orphans;
 mod process;
@@ -20,6 +22,7 @@ pub mod singer;
 mod steps;
 pub mod supervisor;
 
+pub use degraded::Fallback;
 pub use events::{Outcome, RunEvent, RunObserver, StopCause, Stopper};
 pub use process::OutputStream;
 pub use relocation::OpenStore;

@@ -52,14 +52,18 @@ pub(super) fn obey(runner: &Runner<'_>, run: &mut Run, request: &Request) -> Res
     let done = if request.kind == RequestKind::Mirror {
         (runner.parts.open_store)(Path::new(&destination.place.config))
             .and_then(|store| run.mirror(store, destination))
-    } else if run.is_mirrored_in(destination) {
-        run.cut_over()?;
-        let (backend, config) = (&destination.place.backend, &destination.place.config);
-        let text = format!("the state is kept in the `{backend}` store of {config} from now on");
-        observer.event(RunEvent::Moved(&text));
-        return Ok(());
     } else {
-        Err(Error::new(ErrorKind::Conflict, "the run does not write to that store"))
+        match run.check_mirror(destination) {
+            Ok(mirror) => {
+                run.cut_over(mirror)?;
+                let (backend, config) = (&destination.place.backend, &destination.place.config);
+                let text =
+                    format!("the state is kept in the `{backend}` store of {config} from now on");
+                observer.event(RunEvent::Moved(&text));
+                return Ok(());
+            }
+            Err(error) => Err(error),
+        }
     };
     let outcome = match done {
         Ok(()) => RequestOutcome::Done,
@@ -85,7 +89,7 @@ impl Run {
 
     /// Saves the state, and from now on writes each save to this store as well.
     fn mirror(&mut self, store: StateStore, destination: &Destination) -> Result<()> {
-        self.save()?;
+        self.save_in_store()?;
         let present = store.examine_state(&self.state.pipeline_id)?;
         let version = match present.expected() {
             Expected::Version(version) => Some(version),
@@ -97,10 +101,13 @@ impl Run {
         Ok(())
     }
 
-    /// Whether each save goes to this store as well.
-    fn is_mirrored_in(&self, destination: &Destination) -> bool {
-        let mirror = self.mirror.as_ref();
-        mirror.is_some_and(|mirror| mirror.destination.is_that_of(destination))
+    /// Saves the state in the store that counts, and nowhere else.
+    fn save_in_store(&mut self) -> Result<()> {
+        self.save()?;
+        if self.degraded_since().is_none() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Unavailable, "the store is away, and the state is spooled"))
     }
 
     /// Writes what was just saved to the second store, if there is one. The first one counts, so
@@ -114,24 +121,33 @@ impl Run {
         }
     }
 
+    /// Saves the state, and gives the second store if it has that save too.
+    fn check_mirror(&mut self, destination: &Destination) -> Result<Mirror> {
+        let elsewhere =
+            || Error::new(ErrorKind::Conflict, "the run does not write to that store as well");
+        self.save_in_store()?;
+        let mirror = self.mirror.take().ok_or_else(elsewhere)?;
+        let there = mirror.store.load_state(&self.state.pipeline_id)?;
+        let follows = there.is_some_and(|there| {
+            there.value == self.state && mirror.version == Some(there.version)
+        });
+        if follows && mirror.destination.is_that_of(destination) {
+            return Ok(mirror);
+        }
+        Err(elsewhere())
+    }
+
     /// Leaves the store for the one that it writes to as well.
     ///
     /// # Errors
-    /// `Conflict` when the second store does not keep up; `Fenced` when the lease is lost;
-    /// otherwise as the stores fail. After it the run must end.
-    fn cut_over(&mut self) -> Result<()> {
-        self.save()?;
+    /// `Fenced` when the lease is lost; otherwise as the stores fail. After it the run must end.
+    fn cut_over(&mut self, mirror: Mirror) -> Result<()> {
         let pipeline = self.state.pipeline_id.clone();
-        let lost = || {
-            let message = format!("pipeline `{pipeline}` cannot leave its store");
-            Error::new(ErrorKind::Conflict, message)
+        let Mirror { store, destination, version } = mirror;
+        let (Some(lease), Some(version)) = (self.lease.take(), version) else {
+            let message = format!("pipeline `{pipeline}` is not held, or not in both stores");
+            return Err(Error::new(ErrorKind::Internal, message));
         };
-        let mirror = self.mirror.take().ok_or_else(lost)?;
-        let there = mirror.store.load_state(&pipeline)?;
-        let version = there.filter(|there| there.value == self.state).map(|there| there.version);
-        let version = version.ok_or_else(lost)?;
-        let lease = self.lease.take().ok_or_else(lost)?;
-        let Mirror { store, destination, .. } = mirror;
         // What it would still write here would stay behind.
         self.care = None;
         let moved = Moved { destination, moved_at: self.clock.now() };

@@ -12,16 +12,19 @@ use std::time::Duration;
 use oxiflow_plugin_api::{Expected, Version};
 
 use super::care::SelfCare;
+use super::degraded::{Degraded, Fallback};
 use super::relocation::Mirror;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::{self, Event};
-use crate::lease::{Acquire, HeldLease, LeaseEvent, LostReason, Takeover, acquire};
+use crate::lease::{Acquire, HeldLease, LeaseEvent, LostReason, Takeover, Tempo, acquire};
 use crate::model::{
     ErrorRecord, ErrorType, Extra, HistoryKind, Holder, Lease, PipelineName, PipelineState,
     PipelineStatus, RequestKind, StepState,
 };
-use crate::recovery::{self, Rescued, RoomScope, Upkeep, make_room, write_rescue_file};
+use crate::recovery::{
+    self, Rescued, RoomScope, Settled, Upkeep, make_room, replay, write_rescue_file,
+};
 use crate::store::StateStore;
 
 /// What a run needs to begin.
@@ -46,6 +49,8 @@ pub struct RunRequest {
     pub heartbeat_interval: Duration,
     /// How long to wait for another worker to finish.
     pub wait: Duration,
+    /// What the run does while the store is away.
+    pub fallback: Fallback,
 }
 
 /// How a run began.
@@ -67,6 +72,8 @@ pub struct Begun {
     pub begin: Begin,
     /// Whom the lease was taken from.
     pub takeover: Option<Takeover>,
+    /// What became of the states that earlier runs had spooled.
+    pub settled: Vec<Settled>,
 }
 
 /// A run under way. Dropping it without an end releases the lease and leaves the state as last
@@ -76,10 +83,14 @@ pub struct Run {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) lease: Option<HeldLease>,
     pub(super) state: PipelineState,
+    /// The version of the record that the store is known to have.
     pub(super) version: Version,
     pub(super) mirror: Option<Mirror>,
-    saved: Duration,
-    dirty: bool,
+    pub(super) saved: Duration,
+    pub(super) dirty: bool,
+    pub(super) fallback: Fallback,
+    /// Set while the store is away.
+    pub(super) degraded: Option<Degraded>,
     pub(super) upkeep: Upkeep,
     pub(super) care: Option<SelfCare>,
     rescue_folders: Vec<PathBuf>,
@@ -93,8 +104,8 @@ impl Run {
     /// heartbeat thread.
     ///
     /// # Errors
-    /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged;
-    /// otherwise as the store fails.
+    /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged, also
+    /// one in the spool; otherwise as the store fails.
     pub fn begin(
         store: &StateStore,
         clock: &Arc<dyn Clock>,
@@ -106,6 +117,8 @@ impl Run {
         let pipeline = &request.pipeline;
         // A damaged state is found before the lease is taken, so that nothing is left behind.
         let epoch_floor = store.load_state(pipeline)?.map_or(0, |state| state.value.epoch);
+        let spool = &request.fallback.spool;
+        spool.entries(store, pipeline)?;
         let acquired = acquire(
             store,
             clock.as_ref(),
@@ -119,19 +132,23 @@ impl Run {
                 on_wait,
             },
         )?;
-        let interval = request.heartbeat_interval;
+        let limit = request.fallback.limit.filter(|_| request.fallback.enabled);
+        let tempo = Tempo { interval: request.heartbeat_interval, limit };
         let lease = acquired.lease;
         let epoch = lease.value.epoch;
-        let held = HeldLease::start(store.clone(), Arc::clone(clock), lease, interval, on_event)?;
+        let held = HeldLease::start(store.clone(), Arc::clone(clock), lease, tempo, on_event)?;
         if let Some(takeover) = &acquired.takeover {
             after_takeover(takeover);
         }
-        let begun = take_on(store, clock.as_ref(), request, epoch).and_then(|begun| {
+        let begun = replay(store, spool, pipeline).and_then(|settled| {
+            let replayed = settled.iter().any(|settled| matches!(settled, Settled::Replayed(_)));
+            let taken_on = take_on(store, clock.as_ref(), request, epoch, replayed)?;
             let (store, clock) = (store.clone(), Arc::clone(clock));
-            Ok((begun, SelfCare::start(store, clock, pipeline.clone(), request.upkeep)?))
+            let care = SelfCare::start(store, clock, pipeline.clone(), request.upkeep)?;
+            Ok((taken_on, settled, care))
         });
         match begun {
-            Ok(((state, version, begin), care)) => {
+            Ok(((state, version, begin), settled, care)) => {
                 let run = Self {
                     store: store.clone(),
                     clock: Arc::clone(clock),
@@ -141,6 +158,8 @@ impl Run {
                     mirror: None,
                     saved: clock.monotonic(),
                     dirty: false,
+                    fallback: request.fallback.clone(),
+                    degraded: None,
                     upkeep: request.upkeep,
                     care: Some(care),
                     rescue_folders: Vec::new(),
@@ -148,7 +167,7 @@ impl Run {
                 if request.fresh && begin == Begin::New {
                     run.record_history(HistoryKind::FreshStart, "started over with --fresh");
                 }
-                Ok(Begun { run, begin, takeover: acquired.takeover })
+                Ok(Begun { run, begin, takeover: acquired.takeover, settled })
             }
             Err(error) => {
                 if let Err(release) = held.release() {
@@ -176,7 +195,8 @@ impl Run {
         self.dirty = true;
     }
 
-    /// Changes the state and makes it durable. When this returns ok, the change survives a crash.
+    /// Changes the state and makes it durable. When this returns ok, the change survives a crash:
+    /// in the store, or, while that is away, in the spool of this machine.
     ///
     /// # Errors
     /// `Fenced` when another worker took the pipeline over: stop at once. Otherwise as the store
@@ -197,10 +217,10 @@ impl Run {
         self.lease.as_ref().map_or(Duration::ZERO, |held| held.lease().ttl())
     }
 
-    /// Time since the lease was last renewed.
+    /// Time since it was last certain that this worker may go on.
     #[must_use]
     pub fn lease_age(&self) -> Duration {
-        self.lease.as_ref().map_or(Duration::MAX, HeldLease::age)
+        self.lease.as_ref().map_or(Duration::MAX, HeldLease::doubt)
     }
 
     /// Whether somebody asked this worker to stop, with `oxide_flow worker stop`.
@@ -227,8 +247,19 @@ impl Run {
     ///
     /// # Errors
     /// As [`checkpoint`](Self::checkpoint), but a failure that may pass by itself (see
-    /// [`Error::is_retryable`]) leaves no rescue file.
+    /// [`Error::is_retryable`]) leaves no rescue file. `Degraded` when the store is away for longer
+    /// than the run may go on.
     pub fn save(&mut self) -> Result<()> {
+        if self.store_may_be_back() {
+            return self.save_to_store();
+        }
+        match self.lease.as_ref().and_then(HeldLease::lost) {
+            Some(lost) => Err(self.rescue(lost.to_error(&self.state.pipeline_id))),
+            None => self.spool(),
+        }
+    }
+
+    fn save_to_store(&mut self) -> Result<()> {
         let mut saved = self.save_once();
         for scope in [RoomScope::Own, RoomScope::All] {
             let Err(error) = saved.as_ref().map_err(Error::kind) else { break };
@@ -239,21 +270,46 @@ impl Run {
             make_room(&self.store, clock, pipeline, scope, &self.upkeep);
             saved = self.save_once();
         }
-        saved.map_err(|error| if error.is_retryable() { error } else { self.rescue(error) })
+        match saved {
+            Err(error) if self.falls_back_on(&error) => self.degrade(&error),
+            Err(error) if error.is_retryable() => Err(error),
+            Err(error) => Err(self.rescue(error)),
+            Ok(()) => Ok(()),
+        }
     }
 
-    /// Writes what is not saved to a rescue file, unless somebody else has the pipeline by now, and
+    /// Keeps what is not saved on local disk, unless somebody else has the pipeline by now, and
     /// returns the error with what became of it.
     #[must_use]
     pub fn rescue(&mut self, error: Error) -> Error {
         let others = matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Fenced);
-        let expired =
-            matches!(self.lease.as_ref().and_then(HeldLease::lost), Some(LostReason::Expired(_)));
-        if !self.dirty || self.rescue_folders.is_empty() || (others && !expired) {
+        let lost = self.lease.as_ref().and_then(HeldLease::lost);
+        match lost {
+            Some(LostReason::Expired { .. }) => {}
+            // Nobody has it; what is spooled may still fit.
+            Some(LostReason::Released) => return self.where_it_is(error),
+            _ if others => return self.give_way(error),
+            _ => {}
+        }
+        match self.spool_at_expiry() {
+            Some(Ok(())) => return self.where_it_is(error),
+            Some(Err(failed)) => {
+                tracing::warn!(error = crate::error::chain(&failed), "cannot spool the state");
+            }
+            None if !self.dirty => return self.where_it_is(error),
+            None => {}
+        }
+        self.rescue_file(error)
+    }
+
+    /// Writes what is not saved to a rescue file, and returns the error with what became of it.
+    pub(super) fn rescue_file(&mut self, error: Error) -> Error {
+        if !self.dirty || self.rescue_folders.is_empty() {
             return error;
         }
         let cause = crate::error::chain(&error);
-        let rescued = Rescued::new(&self.state, &self.version, cause, self.clock.now());
+        let base = self.stored_save();
+        let rescued = Rescued::new(&self.state, &self.version, base, cause, self.clock.now());
         match write_rescue_file(&self.store, &rescued, &self.rescue_folders) {
             Ok(file) => {
                 // One file is enough; there is nothing newer to rescue.
@@ -280,17 +336,24 @@ impl Run {
             return Err(lost.to_error(&self.state.pipeline_id));
         }
         self.state.last_heartbeat = self.clock.now();
-        let expected = Expected::Version(self.version);
-        match self.store.save_state(&mut self.state, &expected) {
-            Ok(version) => {
-                self.version = version;
-                self.saved = self.clock.monotonic();
-                self.dirty = false;
-                self.follow_in_mirror();
-                Ok(())
+        loop {
+            let (expected, timeout) = (Expected::Version(self.version), self.save_timeout());
+            match self.store.save_state_within(&mut self.state, &expected, timeout) {
+                Ok(version) => {
+                    self.version = version;
+                    self.saved = self.clock.monotonic();
+                    self.dirty = false;
+                    self.follow_in_mirror();
+                    self.recovered();
+                    return Ok(());
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {
+                    if !self.adopt_own_save()? {
+                        return Err(self.explain(error));
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) if error.kind() == ErrorKind::Conflict => Err(self.explain(error)),
-            Err(error) => Err(error),
         }
     }
 
@@ -337,7 +400,16 @@ impl Run {
 
     pub(super) fn finish(mut self, status: PipelineStatus) -> Result<PipelineState> {
         let now = self.clock.now();
-        self.checkpoint(|state| state.finish(status, now))?;
+        if self.degraded.is_some() {
+            // The last chance to find the store back, whatever the heartbeat has found.
+            self.update(|state| state.finish(status, now));
+            self.save_to_store()?;
+        } else {
+            self.checkpoint(|state| state.finish(status, now))?;
+        }
+        if let Some(error) = self.degraded_end() {
+            return Err(error);
+        }
         self.record_history(HistoryKind::Run, &ending(&self.state));
         self.release();
         if let Some(care) = self.care.take() {
@@ -388,7 +460,10 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        self.release();
+        // A store that is away is not asked again; the lease runs out by itself.
+        if self.degraded.is_none() {
+            self.release();
+        }
     }
 }
 
@@ -420,6 +495,7 @@ fn take_on(
     clock: &dyn Clock,
     request: &RunRequest,
     epoch: u64,
+    replayed: bool,
 ) -> Result<(PipelineState, Version, Begin)> {
     loop {
         let stored = store.load_state_record(&request.pipeline)?;
@@ -432,7 +508,7 @@ fn take_on(
             }
         }
         let previous = stored.map(|record| record.state.value);
-        let (mut state, begin) = next_state(request, previous, clock);
+        let (mut state, begin) = next_state(request, previous, replayed, clock);
         state.take_on(&request.holder.worker_id, epoch, clock.now());
         match store.save_state(&mut state, &expected) {
             Ok(version) => return Ok((state, version, begin)),
@@ -442,15 +518,17 @@ fn take_on(
     }
 }
 
-/// The state a run begins with.
+/// The state a run begins with. A run whose end was only spooled has told that it did not end well,
+/// so it is resumed also when it had completed: its steps are done, and it ends.
 fn next_state(
     request: &RunRequest,
     previous: Option<PipelineState>,
+    replayed: bool,
     clock: &dyn Clock,
 ) -> (PipelineState, Begin) {
     let steps = || request.steps.iter().map(|(id, name)| (id.as_str(), name.as_str()));
     match previous {
-        Some(mut state) if state.can_resume() && !request.fresh => {
+        Some(mut state) if (state.can_resume() || replayed) && !request.fresh => {
             let status = state.status;
             state.add_missing_steps(steps());
             (state, Begin::Resumed(status))

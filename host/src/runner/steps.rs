@@ -4,6 +4,7 @@
 //! lease) arrives in one channel, and every decision is made here: when to save, when to retry,
 //! when to stop.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::{Pipeline, Step};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{LeaseEvent, Takeover};
-use crate::model::{PipelineStatus, StepState, StepStatus};
+use crate::model::{PipelineState, PipelineStatus, StepState, StepStatus};
 use crate::store::StateStore;
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
@@ -32,6 +33,8 @@ pub struct Runner<'a> {
     pub(super) sender: Sender<Event>,
     pub(super) events: Receiver<Event>,
     pub(super) control: Control,
+    /// Whether the observer was told that the run is degraded.
+    degraded: Cell<bool>,
 }
 
 /// What a [`Runner`] is made of.
@@ -70,7 +73,7 @@ impl<'a> Runner<'a> {
     #[must_use]
     pub fn new(parts: RunnerParts<'a>) -> Self {
         let (sender, events) = channel();
-        Self { parts, sender, events, control: Control::default() }
+        Self { parts, sender, events, control: Control::default(), degraded: Cell::new(false) }
     }
 
     /// A handle that stops this run.
@@ -86,7 +89,7 @@ impl<'a> Runner<'a> {
     /// `Fenced` when another worker took over; otherwise as the store fails.
     pub fn run(&self, request: &RunRequest) -> Result<Outcome> {
         let (sender, control) = (self.sender.clone(), self.control.clone());
-        let Begun { mut run, begin, .. } = Run::begin(
+        let Begun { mut run, begin, settled, .. } = Run::begin(
             &self.parts.store,
             &self.parts.clock,
             request,
@@ -94,7 +97,11 @@ impl<'a> Runner<'a> {
             &|takeover| self.clear_up_after(takeover),
             move |event| {
                 let event = match event {
-                    LeaseEvent::Renewed => return control.keep_going(),
+                    LeaseEvent::GoesOn => return control.keep_going(),
+                    LeaseEvent::Renewed => {
+                        control.keep_going();
+                        Event::Renewed
+                    }
                     LeaseEvent::StopRequested(request) => Event::Stop(StopCause::Request(request)),
                     LeaseEvent::MoveRequested(request) => Event::Move(request),
                     LeaseEvent::Lost(reason) => Event::Lost(reason),
@@ -103,6 +110,9 @@ impl<'a> Runner<'a> {
             },
         )?;
         run.rescue_into(rescue_folders(self.parts.project_dir));
+        for settled in &settled {
+            self.parts.observer.event(RunEvent::Settled(settled));
+        }
         self.parts.observer.event(RunEvent::Began(&begin, run.state()));
         self.warn_of_removed_steps(&run);
 
@@ -130,7 +140,15 @@ impl<'a> Runner<'a> {
                 }
                 StepEnd::Failed(message) => {
                     let pipeline = run.state().pipeline_id.clone();
-                    run.finish(PipelineStatus::Failed)?;
+                    match self.finish(run, PipelineStatus::Failed) {
+                        // Why the run failed is told last, where it is looked for.
+                        Err(error) if error.kind() == ErrorKind::Degraded => {
+                            self.parts
+                                .observer
+                                .event(RunEvent::Warning(&crate::error::chain(&error)));
+                        }
+                        finished => drop(finished?),
+                    }
                     let what = format!("step `{}` of pipeline `{pipeline}` failed", step.name);
                     return Err(Error::new(ErrorKind::StepFailed, what).because(message).hint(
                         format!(
@@ -140,12 +158,12 @@ impl<'a> Runner<'a> {
                     ));
                 }
                 StepEnd::Stopped(cause) => {
-                    let state = run.pause()?;
+                    let state = self.finish(run, PipelineStatus::Paused)?;
                     return Ok(Outcome { state, stopped: Some(cause), passed_over });
                 }
             }
         }
-        let state = run.complete()?;
+        let state = self.finish(run, PipelineStatus::Completed)?;
         Ok(Outcome { state, stopped: None, passed_over })
     }
 
@@ -171,6 +189,24 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// Ends the run. The store may have been found back only now.
+    fn finish(&self, run: Run, status: PipelineStatus) -> Result<PipelineState> {
+        let state = run.finish(status)?;
+        if self.degraded.take() {
+            self.parts.observer.event(RunEvent::Recovered);
+        }
+        Ok(state)
+    }
+
+    /// Tells when the store went away, and when it is back.
+    pub(super) fn tell_degradation(&self, run: &Run) {
+        let degraded = run.degraded_since().is_some();
+        if self.degraded.replace(degraded) != degraded {
+            let event = if degraded { RunEvent::Degraded } else { RunEvent::Recovered };
+            self.parts.observer.event(event);
+        }
+    }
+
     /// Whether the run was asked to stop while no step was running.
     fn pending_stop(&self, run: &mut Run) -> Result<Option<StopCause>> {
         self.pause(run, Duration::ZERO)
@@ -181,6 +217,7 @@ impl<'a> Runner<'a> {
         let mut backoff = FIRST_BACKOFF;
         for attempt in 1.. {
             run.checkpoint(|state| state.start_step(&step.id, self.parts.clock.now()))?;
+            self.tell_degradation(run);
             self.parts.observer.event(RunEvent::StepStarted(step, step_state(run, step)?, attempt));
             let end = attempt::follow(self, run, step, attempt);
             let now = self.parts.clock.now();
@@ -232,8 +269,15 @@ impl<'a> Runner<'a> {
             let left = end.saturating_sub(self.parts.clock.monotonic());
             match self.events.recv_timeout(left) {
                 Ok(Event::Stop(cause)) => return Ok(Some(cause)),
-                Ok(Event::Lost(reason)) => return Err(reason.to_error(&run.state().pipeline_id)),
+                Ok(Event::Lost(reason)) => {
+                    let error = reason.to_error(&run.state().pipeline_id);
+                    return Err(run.rescue(error));
+                }
                 Ok(Event::Move(request)) => relocation::obey(self, run, &request)?,
+                Ok(Event::Renewed) => {
+                    run.catch_up()?;
+                    self.tell_degradation(run);
+                }
                 // Late output of the attempt that failed.
                 Ok(Event::Process(..)) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),

@@ -10,6 +10,8 @@ mod history;
 mod keys;
 mod observe;
 mod sealing;
+#[cfg(test)]
+mod testing;
 mod transfer;
 
 use std::time::{Duration, Instant};
@@ -129,10 +131,26 @@ impl StateStore {
     /// # Errors
     /// `Conflict` when somebody else wrote; otherwise as the storage fails. The count is undone.
     pub fn save_state(&self, state: &mut PipelineState, expected: &Expected) -> Result<Version> {
+        self.save_state_within(state, expected, OPERATION_TIMEOUT)
+    }
+
+    /// As [`save_state`](Self::save_state), with less or more patience than for other operations.
+    ///
+    /// # Errors
+    /// As [`save_state`](Self::save_state).
+    pub fn save_state_within(
+        &self,
+        state: &mut PipelineState,
+        expected: &Expected,
+        timeout: Duration,
+    ) -> Result<Version> {
         let started = Instant::now();
         let pipeline = state.pipeline_id.clone();
         state.version += 1;
-        let saved = self.save(&keys::state(&pipeline), SCHEMA_VERSION, state, expected);
+        let key = keys::state(&pipeline);
+        let saved = self.body_of(state).and_then(|body| {
+            self.records.put(&Call::within(timeout), &key, SCHEMA_VERSION, &body, expected)
+        });
         let (version, bytes) = saved.map_err(|error| {
             state.version -= 1;
             error.while_doing(format!("cannot save the state of pipeline `{pipeline}`"))
@@ -406,6 +424,7 @@ fn check_subject(state: &PipelineState, pipeline: &PipelineName) -> Result<()> {
     Err(Error::new(ErrorKind::Corrupt, message))
 }
 
-fn milliseconds(started: Instant) -> f64 {
+/// Milliseconds since then, to a tenth, as log lines have it.
+pub(crate) fn milliseconds(started: Instant) -> f64 {
     (started.elapsed().as_secs_f64() * 10_000.0).round() / 10.0
 }

@@ -29,8 +29,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::args::{Global, StateCommand};
-use super::open_app;
 use super::ui::{Ui, number_of, time};
+use super::{open_app, open_app_for_reading};
 use crate::app::App;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::{Worker, WorkerStatus};
@@ -43,7 +43,10 @@ pub(super) use import::confirm;
 pub(super) use lock::described;
 
 pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<ExitCode> {
-    let app = open_app(global, ui)?;
+    let app = match command {
+        StateCommand::Show { .. } | StateCommand::List(_) => open_app_for_reading(global, ui)?,
+        _ => open_app(global, ui)?,
+    };
     match command {
         StateCommand::Show { pipeline, json } => show::run(&app, pipeline, *json, ui),
         StateCommand::List(args) => list::run(&app, args, ui),
@@ -86,9 +89,13 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
 fn existing_state(app: &App, pipeline: &PipelineName) -> Result<PipelineState> {
     match app.store.load_state(pipeline)? {
         Some(state) => Ok(state.value),
-        None => Err(Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"))
-            .hint("it has not run yet; `oxide_flow state list` shows those that have")),
+        None => Err(no_state(pipeline)),
     }
+}
+
+fn no_state(pipeline: &PipelineName) -> Error {
+    Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"))
+        .hint("it has not run yet; `oxide_flow state list` shows those that have")
 }
 
 /// The worker that holds a pipeline; `None` when nobody does.

@@ -40,11 +40,16 @@ pub(super) fn run(app: &App, args: &PushArgs, ui: &Ui) -> Result<ExitCode> {
     if let Some(backup_id) = &pushed.backup_id {
         ui.aside(&format!("the state before is kept as backup {backup_id}"));
     }
-    ui.aside(&format!(
-        "put back the state of `{pipeline}`: {}, now at version {}; {shown} can be deleted",
-        describe(&pushed.state),
-        pushed.state.version
-    ));
+    let state = format!("{}, now at version {}", describe(&pushed.state), pushed.state.version);
+    // In the spool it would be replayed by the next run.
+    if app.spool().holds(&args.file) {
+        std::fs::remove_file(&args.file).map_err(|error| {
+            Error::new(ErrorKind::Io, format!("cannot remove {shown}")).because(error)
+        })?;
+        ui.aside(&format!("put back the state of `{pipeline}`: {state}; {shown} is removed"));
+    } else {
+        ui.aside(&format!("put back the state of `{pipeline}`: {state}; {shown} can be deleted"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

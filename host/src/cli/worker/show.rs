@@ -4,23 +4,40 @@ use std::process::ExitCode;
 
 use super::Shown;
 use crate::app::App;
+use crate::cli::exit;
+use crate::cli::stale::Stale;
 use crate::cli::ui::{Ui, count, time};
-use crate::error::Result;
-use crate::lease::find_worker;
+use crate::error::{Error, Result};
+use crate::lease::{Worker, find_worker};
 use crate::model::RequestKind;
 
 pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<ExitCode> {
-    let worker = find_worker(&app.store, app.clock.as_ref(), worker_id)?;
+    let (worker, stale_since) = match find_worker(&app.store, app.clock.as_ref(), worker_id) {
+        Err(outage) if outage.is_outage() => {
+            let (worker, stale) = find_spooled(app, worker_id, outage)?;
+            stale.warn(app, ui);
+            (worker, Some(stale.spooled.rescued.rescued_at))
+        }
+        found => (found?, None),
+    };
+    let code = ExitCode::from(if stale_since.is_some() { exit::FAILED } else { 0 });
     if json {
-        ui.json("worker", &Shown::from(&worker))?;
-        return Ok(ExitCode::SUCCESS);
+        ui.json("worker", &Shown { stale_since, ..Shown::from(&worker) })?;
+        return Ok(code);
     }
     let now = app.clock.now();
     let (lease, holder) = (&worker.lease, &worker.lease.holder);
     let mut pairs = vec![
         ("Worker", holder.worker_id.clone()),
         ("Pipeline", lease.pipeline_id.to_string()),
-        ("Status", worker.status.as_str().to_owned()),
+        (
+            "Status",
+            format!(
+                "{}{}",
+                worker.status.as_str(),
+                if stale_since.is_some() { " (STALE)" } else { "" }
+            ),
+        ),
         ("Does", lease.purpose.clone()),
         ("Host", holder.host.clone()),
         ("Process", format!("pid {}, {}", holder.pid, worker.liveness.as_str())),
@@ -51,5 +68,20 @@ pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<Exi
         pairs.push((what, format!("by {}, {asked}; {seen}", request.from)));
     }
     ui.pairs(&pairs);
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
+}
+
+/// What a worker of this machine spooled, since the store is away.
+fn find_spooled(app: &App, worker_id: &str, mut outage: Error) -> Result<(Worker, Stale)> {
+    for pipeline in app.spool().pipelines()? {
+        let Some(spooled) = app.spool().newest(&app.store, &pipeline)? else { continue };
+        let stale = Stale { spooled, outage };
+        match stale.worker(app) {
+            Some(worker) if worker.lease.holder.worker_id == worker_id => {
+                return Ok((worker, stale));
+            }
+            _ => outage = stale.outage,
+        }
+    }
+    Err(outage)
 }

@@ -1,6 +1,7 @@
 //! Whole files in, configuration or error out.
 
 mod encryption;
+mod fallback;
 mod pipelines;
 mod project_file;
 mod state_section;

@@ -1,0 +1,600 @@
+//! A run whose store is away, through the library: what is spooled, what is replayed, and what is
+//! never forced.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use oxide_flow::clock::{Clock, SystemClock};
+use oxide_flow::config::StateSection;
+use oxide_flow::error::{Error, ErrorKind, Result, chain};
+use oxide_flow::layer::{Cache, KeySource, Keyring, Metrics, Records};
+use oxide_flow::lease::this_process;
+use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
+use oxide_flow::recovery::{Settled, Spool, Upkeep, push, read_rescue_file, replay};
+use oxide_flow::runner::{Begin, Begun, Fallback, Run, RunRequest};
+use oxide_flow::store::StateStore;
+use oxiflow_plugin_api::{
+    BackendError, Call, Capabilities, Entry, ErrorKind as BackendErrorKind, Expected, Health,
+    Listed, Storage, Version,
+};
+
+/// What is stored, and the last version that was given out.
+type Shared = Arc<Mutex<(u64, BTreeMap<String, Entry>)>>;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Reachable,
+    Away,
+    /// Every call waits in vain for its answer.
+    Hangs,
+    /// The next write of a state happens, its answer is lost, and the store goes away.
+    LosesAnswer,
+}
+
+/// One machine's way to a store that all share.
+#[derive(Clone)]
+struct Way {
+    shared: Shared,
+    mode: Arc<Mutex<Mode>>,
+}
+
+impl Way {
+    fn set(&self, mode: Mode) {
+        *self.mode.lock().unwrap() = mode;
+    }
+
+    fn check(&self, call: &Call) -> Result<(), BackendError> {
+        let mode = *self.mode.lock().unwrap();
+        match mode {
+            Mode::Hangs => {
+                let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+                std::thread::sleep(left.unwrap());
+                Err(BackendError::new(BackendErrorKind::Timeout, "no answer"))
+            }
+            Mode::Away => Err(BackendError::unavailable("no route")),
+            Mode::Reachable | Mode::LosesAnswer => Ok(()),
+        }
+    }
+}
+
+impl Storage for Way {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NONE
+    }
+
+    fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
+        self.check(call)?;
+        Ok(self.shared.lock().unwrap().1.get(key).cloned())
+    }
+
+    fn put(
+        &self,
+        call: &Call,
+        key: &str,
+        value: &[u8],
+        expected: &Expected,
+    ) -> Result<Version, BackendError> {
+        self.check(call)?;
+        let mut shared = self.shared.lock().unwrap();
+        expected.check(shared.1.get(key).map(|entry| &entry.version))?;
+        shared.0 += 1;
+        let version = Version::from(shared.0);
+        shared.1.insert(key.to_owned(), Entry { value: value.to_vec(), version });
+        let mut mode = self.mode.lock().unwrap();
+        if *mode == Mode::LosesAnswer && key.starts_with("state/") {
+            *mode = Mode::Away;
+            return Err(BackendError::outcome_unknown("the connection was reset"));
+        }
+        Ok(version)
+    }
+
+    fn delete(&self, call: &Call, key: &str, _: &Expected) -> Result<bool, BackendError> {
+        self.check(call)?;
+        Ok(self.shared.lock().unwrap().1.remove(key).is_some())
+    }
+
+    fn list(
+        &self,
+        call: &Call,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, BackendError> {
+        self.check(call)?;
+        let shared = self.shared.lock().unwrap();
+        let found = shared.1.iter().filter(|(key, _)| key.starts_with(prefix));
+        let found = found.filter(|(key, _)| after.is_none_or(|after| key.as_str() > after));
+        let row = |(key, entry): (&String, &Entry)| {
+            Listed::new(key, entry.version, entry.value.len() as u64)
+        };
+        Ok(found.take(limit).map(row).collect())
+    }
+
+    fn health(&self, _: &Call) -> Result<Health, BackendError> {
+        Ok(Health::default())
+    }
+}
+
+/// A machine: its way to the store, its clock, and its disk.
+struct Machine {
+    way: Way,
+    store: StateStore,
+    clock: Arc<dyn Clock>,
+    disk: tempfile::TempDir,
+    ttl: Duration,
+    limit: Option<Duration>,
+}
+
+impl Machine {
+    fn new(shared: &Shared) -> Self {
+        Self::with_keys(shared, None)
+    }
+
+    fn with_keys(shared: &Shared, keyring: Option<Keyring>) -> Self {
+        let way = Way { shared: Arc::clone(shared), mode: Arc::new(Mutex::new(Mode::Reachable)) };
+        let clock = SystemClock::shared();
+        let (cache, metrics) = (Arc::new(Cache::new(0)), Arc::new(Metrics::new(Vec::new())));
+        // Without retries, which would only make the tests slow.
+        let records = Records::new(Arc::new(way.clone()), Arc::clone(&clock), cache, metrics);
+        let records = match keyring {
+            Some(keyring) => records.encrypted(keyring),
+            None => records,
+        };
+        let (store, disk) = (StateStore::new(records), tempfile::tempdir().unwrap());
+        Self { way, store, clock, disk, ttl: Duration::from_secs(60), limit: None }
+    }
+
+    fn spool(&self) -> Spool {
+        Spool::new(self.disk.path().join("spool"))
+    }
+
+    /// The files in the spool of the pipeline, by name.
+    fn spooled(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.spool().folder(&name())).into_iter().flatten();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    /// The one file in the spool of the pipeline.
+    fn entry(&self) -> PathBuf {
+        let files = self.spooled();
+        assert_eq!(files.len(), 1, "{files:?}");
+        self.spool().folder(&name()).join(&files[0])
+    }
+
+    fn begin(&self) -> Result<Begun> {
+        // A holder that the next one finds dead at once, as after a crash on this machine.
+        let mut holder = this_process().unwrap();
+        holder.pid_start_time += 1;
+        let request = RunRequest {
+            pipeline: name(),
+            holder,
+            steps: vec![("a".into(), "a".into()), ("b".into(), "b".into())],
+            incremental: HashSet::new(),
+            fresh: false,
+            backup: true,
+            upkeep: Upkeep::from(&StateSection::default()),
+            lease_ttl: self.ttl,
+            heartbeat_interval: Duration::from_millis(20),
+            wait: Duration::ZERO,
+            fallback: Fallback { spool: self.spool(), enabled: true, limit: self.limit },
+        };
+        let mut begun =
+            Run::begin(&self.store, &self.clock, &request, &mut |_| {}, &|_| {}, |_| {})?;
+        begun.run.rescue_into(vec![self.disk.path().join("rescue")]);
+        Ok(begun)
+    }
+
+    fn start(&self) -> Run {
+        self.begin().unwrap().run
+    }
+
+    /// What the store has, whether this machine reaches it or not.
+    fn stored(&self) -> PipelineState {
+        let other = Self::new(&self.way.shared);
+        other.store.load_state(&name()).unwrap().unwrap().value
+    }
+}
+
+fn name() -> PipelineName {
+    "p".parse().unwrap()
+}
+
+fn report(run: &mut Run, cursor: &str) -> Result<()> {
+    let progress = Progress { records: 1, last_id: Some(cursor.into()), ..Progress::default() };
+    run.checkpoint(|state| state.record_progress("a", &progress, chrono::Utc::now()))
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn recover(run: &mut Run) {
+    wait_for("the run to recover", || {
+        run.catch_up().unwrap();
+        run.degraded_since().is_none()
+    });
+}
+
+/// What matters of a state, without times and ids.
+fn gist(state: &PipelineState) -> (PipelineStatus, u64, u64, String) {
+    let cursor = state.last_processed_id.clone();
+    (state.status, state.records_processed, state.batch_number, cursor)
+}
+
+#[test]
+fn an_outage_within_the_lease_changes_nothing_but_where_checkpoints_wait() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    report(&mut run, "1").unwrap();
+    machine.way.set(Mode::Away);
+    for cursor in ["2", "3", "4"] {
+        report(&mut run, cursor).unwrap();
+        assert!(!run.is_dirty() && run.degraded_since().is_some());
+    }
+    assert_eq!(machine.stored().last_processed_id, "1");
+    let spooled = read_rescue_file(&machine.store, std::fs::read(machine.entry()).unwrap());
+    let spooled = spooled.unwrap().state;
+    assert_eq!((spooled.last_processed_id.as_str(), spooled.version), ("4", run.state().version));
+    machine.way.set(Mode::Reachable);
+    recover(&mut run);
+    assert_eq!(machine.stored().last_processed_id, "4");
+    assert_eq!(machine.spooled(), [""; 0]);
+    report(&mut run, "5").unwrap();
+    let ended = run.complete().unwrap();
+    assert_eq!(gist(&ended), gist(&machine.stored()));
+
+    let undisturbed = Machine::new(&Shared::default());
+    let mut run = undisturbed.start();
+    for cursor in ["1", "2", "3", "4", "5"] {
+        report(&mut run, cursor).unwrap();
+    }
+    assert_eq!(gist(&run.complete().unwrap()), gist(&ended));
+}
+
+#[test]
+fn a_store_that_hangs_costs_part_of_the_lease_once_and_then_nothing() {
+    let mut machine = Machine::new(&Shared::default());
+    machine.ttl = Duration::from_secs(4);
+    let mut run = machine.start();
+    machine.way.set(Mode::Hangs);
+    let started = Instant::now();
+    report(&mut run, "1").unwrap();
+    let first = started.elapsed();
+    assert!(first < machine.ttl / 2, "{first:?}");
+    for cursor in ["2", "3", "4", "5", "6"] {
+        report(&mut run, cursor).unwrap();
+    }
+    let others = started.elapsed() - first;
+    assert!(others < first / 2, "the store is not asked again: {others:?} after {first:?}");
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    assert_eq!(machine.start().state().last_processed_id, "6");
+}
+
+#[test]
+fn a_save_whose_answer_was_lost_is_recognised_as_ones_own() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    machine.way.set(Mode::LosesAnswer);
+    report(&mut run, "1").unwrap();
+    assert!(run.degraded_since().is_some());
+    assert_eq!(machine.stored().last_processed_id, "1", "it did happen");
+    report(&mut run, "2").unwrap();
+    machine.way.set(Mode::Reachable);
+    recover(&mut run);
+    assert_eq!(machine.stored().last_processed_id, "2");
+
+    // The same after a crash.
+    machine.way.set(Mode::LosesAnswer);
+    report(&mut run, "3").unwrap();
+    report(&mut run, "4").unwrap();
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    let Begun { run, settled, begin, .. } = machine.begin().unwrap();
+    assert!(matches!(&settled[..], [Settled::Replayed(_)]), "{settled:?}");
+    assert_eq!(begin, Begin::Resumed(PipelineStatus::Running));
+    assert_eq!(gist(run.state()), (PipelineStatus::Running, 4, 4, "4".into()));
+}
+
+#[test]
+fn a_run_killed_while_degraded_is_resumed_after_its_last_spooled_checkpoint() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    report(&mut run, "2").unwrap();
+    let version = run.state().version;
+    drop(run);
+    assert_eq!(machine.begin().err().unwrap().kind(), ErrorKind::Unavailable);
+    machine.way.set(Mode::Reachable);
+    let Begun { mut run, settled, .. } = machine.begin().unwrap();
+    let [Settled::Replayed(replayed)] = &settled[..] else { panic!("{settled:?}") };
+    assert_eq!((replayed.version, replayed.last_processed_id.as_str()), (version, "2"));
+    assert_eq!(run.state().last_processed_id, "2");
+    assert_eq!(machine.spooled(), [""; 0]);
+    report(&mut run, "3").unwrap();
+    assert_eq!(run.complete().unwrap().records_processed, 3);
+}
+
+#[test]
+fn a_run_that_ends_degraded_says_so_and_only_its_end_is_repeated() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    report(&mut run, "1").unwrap();
+    machine.way.set(Mode::Away);
+    let now = machine.clock.now();
+    run.checkpoint(|state| state.complete_step("a", now)).unwrap();
+    run.checkpoint(|state| state.complete_step("b", now)).unwrap();
+    let error = run.complete().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Degraded);
+    let file = machine.entry();
+    let told = chain(&error);
+    assert!(told.contains(file.to_str().unwrap()) && told.contains("completed"), "{told}");
+    machine.way.set(Mode::Reachable);
+    let Begun { run, begin, .. } = machine.begin().unwrap();
+    assert_eq!(begin, Begin::Resumed(PipelineStatus::Completed));
+    let steps = run.state().step_states.values();
+    assert!(steps.clone().all(|step| step.status.as_str() == "completed"), "nothing is to be done");
+    let ended = run.complete().unwrap();
+    assert_eq!(gist(&ended), (PipelineStatus::Completed, 1, 1, "1".into()));
+    assert_eq!(machine.begin().unwrap().begin, Begin::New, "after that, runs are new again");
+}
+
+#[test]
+fn what_others_wrote_meanwhile_is_never_overwritten() {
+    let shared = Shared::default();
+    let (here, elsewhere) = (Machine::new(&shared), Machine::new(&shared));
+    let mut run = here.start();
+    here.way.set(Mode::Away);
+    report(&mut run, "lost").unwrap();
+    drop(run);
+    let mut run = elsewhere.start();
+    assert_eq!(run.state().last_processed_id, "", "another machine does not see the spool");
+    report(&mut run, "theirs").unwrap();
+    run.pause().unwrap();
+
+    here.way.set(Mode::Reachable);
+    let Begun { run, settled, .. } = here.begin().unwrap();
+    let [Settled::SetAside(kept, found)] = &settled[..] else { panic!("{settled:?}") };
+    assert!(found.contains("is stored"), "{found}");
+    assert_eq!(run.state().last_processed_id, "theirs");
+    assert_eq!(*kept, here.entry());
+    run.pause().unwrap();
+    // It is not looked at again, and can be put in its place by who means it.
+    assert!(here.begin().unwrap().settled.is_empty());
+    let spooled = read_rescue_file(&here.store, std::fs::read(kept).unwrap()).unwrap();
+    assert_eq!(
+        push(&here.store, &here.clock, &spooled, false).unwrap_err().kind(),
+        ErrorKind::Conflict
+    );
+    let pushed = push(&here.store, &here.clock, &spooled, true).unwrap();
+    assert!(pushed.backup_id.is_some());
+    assert_eq!(here.stored().last_processed_id, "lost");
+}
+
+#[test]
+fn a_worker_that_was_overtaken_keeps_what_it_spooled_and_stops() {
+    let shared = Shared::default();
+    let (here, elsewhere) = (Machine::new(&shared), Machine::new(&shared));
+    let mut run = here.start();
+    here.way.set(Mode::Away);
+    report(&mut run, "lost").unwrap();
+    elsewhere.start().pause().unwrap();
+    let theirs = elsewhere.stored();
+    here.way.set(Mode::Reachable);
+    let mut error: Option<Error> = None;
+    wait_for("the worker to notice", || {
+        error = report(&mut run, "later").err();
+        error.is_some()
+    });
+    let error = error.unwrap();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{error:?}");
+    let kept = here.entry();
+    assert_eq!(kept.extension().unwrap(), "conflict");
+    assert!(chain(&error).contains(kept.to_str().unwrap()), "{}", chain(&error));
+    assert!(error.hint_text().unwrap().contains("state push"));
+    assert_eq!(here.stored(), theirs);
+}
+
+#[test]
+fn a_replay_that_was_cut_short_is_not_done_twice() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    let (file, earlier) = (machine.entry(), std::fs::read(machine.entry()).unwrap());
+    report(&mut run, "2").unwrap();
+    let (newest, bytes) = (machine.entry(), std::fs::read(machine.entry()).unwrap());
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    // As after a crash before the older entry was removed.
+    std::fs::write(&file, &earlier).unwrap();
+    let settled = replay(&machine.store, &machine.spool(), &name()).unwrap();
+    let [Settled::Replayed(state)] = &settled[..] else { panic!("{settled:?}") };
+    assert_eq!(state.last_processed_id, "2");
+    assert_eq!(machine.spooled(), [""; 0]);
+    let writes = machine.way.shared.lock().unwrap().0;
+    // As after a crash before the newest was removed.
+    std::fs::write(&newest, &bytes).unwrap();
+    let again = replay(&machine.store, &machine.spool(), &name()).unwrap();
+    assert!(matches!(&again[..], [Settled::Replayed(_)]), "{again:?}");
+    std::fs::write(&file, &earlier).unwrap();
+    let older = replay(&machine.store, &machine.spool(), &name()).unwrap();
+    assert!(matches!(&older[..], [Settled::WasStored]), "{older:?}");
+    assert_eq!(machine.way.shared.lock().unwrap().0, writes, "nothing was written again");
+    assert_eq!(machine.spooled(), [""; 0]);
+}
+
+#[test]
+fn a_damaged_or_foreign_entry_is_never_loaded() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    let (file, whole) = (machine.entry(), std::fs::read(machine.entry()).unwrap());
+    let before = machine.stored();
+    for at in [0, whole.len() / 3, whole.len() / 2, whole.len() - 2] {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 1;
+        std::fs::write(&file, &damaged).unwrap();
+        let error = machine.begin().err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Corrupt, "byte {at}: {error:?}");
+        assert!(chain(&error).contains(file.to_str().unwrap()));
+    }
+    std::fs::write(&file, &whole[..whole.len() - 1]).unwrap();
+    assert_eq!(machine.begin().err().unwrap().kind(), ErrorKind::Corrupt, "cut short");
+    assert_eq!(machine.stored(), before);
+    // The entry of `p` in the folder of `q`.
+    std::fs::write(&file, &whole).unwrap();
+    let other: PipelineName = "q".parse().unwrap();
+    std::fs::create_dir_all(machine.spool().folder(&other)).unwrap();
+    std::fs::copy(&file, machine.spool().folder(&other).join("1-3.oxiflow")).unwrap();
+    let error = machine.spool().entries(&machine.store, &other).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(chain(&error).contains("it is a state of pipeline `p`, not of `q`"), "{error:?}");
+}
+
+#[test]
+fn an_encrypted_stores_spool_holds_no_plaintext() {
+    let keyring = || {
+        let passphrase = "correct horse".to_owned().into();
+        let source = KeySource::Passphrase { variable: "PASS".into(), passphrase };
+        Keyring::load(source, Vec::new(), true).unwrap()
+    };
+    let machine = Machine::with_keys(&Shared::default(), Some(keyring()));
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "cursor-secret").unwrap();
+    let bytes = std::fs::read(machine.entry()).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.starts_with("{\"oxiflow\":2") && !text.contains("cursor-secret"), "{text}");
+    drop(run);
+    // A new process derives the key from what the entry says, without asking the store.
+    let later = Machine::with_keys(&Shared::default(), Some(keyring()));
+    later.way.set(Mode::Away);
+    let newest = machine.spool().newest(&later.store, &name()).unwrap().unwrap();
+    assert_eq!(newest.rescued.state.last_processed_id, "cursor-secret");
+    machine.way.set(Mode::Reachable);
+    assert_eq!(machine.start().state().last_processed_id, "cursor-secret");
+}
+
+#[test]
+fn a_local_disk_that_takes_nothing_ends_the_run_with_a_rescue_file() {
+    let machine = Machine::new(&Shared::default());
+    // A file where the folder should be: also root cannot write there.
+    std::fs::write(machine.disk.path().join("spool"), "").unwrap();
+    std::fs::remove_file(machine.disk.path().join("spool")).unwrap();
+    let mut run = machine.start();
+    std::fs::write(machine.disk.path().join("spool"), "").unwrap();
+    machine.way.set(Mode::Away);
+    let error = report(&mut run, "1").unwrap_err();
+    let told = chain(&error);
+    assert!(told.contains("cannot be spooled either") && told.contains("rescue"), "{told}");
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    let folder = machine.disk.path().join("rescue");
+    let file = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    let rescued = read_rescue_file(&machine.store, std::fs::read(file).unwrap()).unwrap();
+    push(&machine.store, &machine.clock, &rescued, false).unwrap();
+    assert_eq!(machine.stored().last_processed_id, "1");
+}
+
+#[test]
+fn without_a_limit_of_its_own_a_run_ends_before_its_lease_does() {
+    let mut machine = Machine::new(&Shared::default());
+    machine.ttl = Duration::from_millis(400);
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    let started = Instant::now();
+    let mut reports = 0;
+    let error = loop {
+        std::thread::sleep(Duration::from_millis(5));
+        match report(&mut run, "x") {
+            Ok(()) => reports += 1,
+            Err(error) => break error,
+        }
+        assert!(started.elapsed() < Duration::from_secs(60));
+    };
+    assert_eq!(error.kind(), ErrorKind::Fenced);
+    assert!(chain(&error).contains("could not be renewed in time"), "{error:?}");
+    assert!(error.to_string().starts_with("degraded: the state is spooled in"), "{error}");
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    // Also what was reported when the lease was over already.
+    assert_eq!(machine.start().state().records_processed, reports + 1);
+}
+
+#[test]
+fn beyond_the_lease_a_run_goes_on_only_as_long_as_it_was_told_to() {
+    let mut machine = Machine::new(&Shared::default());
+    machine.ttl = Duration::from_millis(400);
+    machine.limit = Some(Duration::from_secs(600));
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    let started = Instant::now();
+    wait_for("the lease to be over", || started.elapsed() > machine.ttl * 3);
+    report(&mut run, "2").unwrap();
+    assert!(run.lease_age() < machine.ttl, "the supervisor of a step lets it go on");
+    // Nobody has taken over, so it still is the holder.
+    machine.way.set(Mode::Reachable);
+    recover(&mut run);
+    assert_eq!(machine.stored().last_processed_id, "2");
+    run.complete().unwrap();
+
+    machine.ttl = Duration::from_secs(60);
+    machine.limit = Some(Duration::from_millis(50));
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    let mut error: Option<Error> = None;
+    wait_for("the limit to be over", || {
+        error = report(&mut run, "3").err();
+        error.is_some()
+    });
+    let error = error.unwrap();
+    let ended = matches!(error.kind(), ErrorKind::Degraded | ErrorKind::Fenced);
+    assert!(ended && error.to_string().starts_with("degraded: "), "{error:?}");
+}
+
+#[test]
+fn a_fallback_that_is_turned_off_spools_nothing_and_still_replays() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    let request = |enabled| RunRequest {
+        pipeline: name(),
+        holder: this_process().unwrap(),
+        steps: vec![("a".into(), "a".into())],
+        incremental: HashSet::new(),
+        fresh: false,
+        backup: true,
+        upkeep: Upkeep::from(&StateSection::default()),
+        lease_ttl: Duration::from_secs(60),
+        heartbeat_interval: Duration::from_millis(20),
+        wait: Duration::ZERO,
+        fallback: Fallback { spool: machine.spool(), enabled, limit: None },
+    };
+    let begun =
+        Run::begin(&machine.store, &machine.clock, &request(false), &mut |_| {}, &|_| {}, |_| {});
+    let mut run = begun.unwrap().run;
+    assert_eq!(run.state().last_processed_id, "1");
+    machine.way.set(Mode::Away);
+    assert_eq!(report(&mut run, "2").unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(machine.spooled(), [""; 0]);
+}
