@@ -18,6 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("recovery", &["store", "lease", "history", "model", "config"]),
     ("runner", &["store", "lease", "history", "recovery", "model", "config"]),
     ("app", &["config", "plugin", "layer", "store", "lease", "recovery", "runner", "model"]),
+    ("view", &["store", "lease", "model"]),
     ("manager", &["app", "config", "store", "lease", "runner", "model"]),
     ("metrics", &[]),
 ];

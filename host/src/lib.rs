@@ -6,8 +6,8 @@
 //! In reading order: [`model`] is what is kept, [`config`] what a project says, [`plugin`] loads a
 //! backend, [`layer`] makes records of its bytes, [`store`] gives them types, [`lease`] decides
 //! who may write, [`history`] keeps what happened, [`recovery`] keeps and puts back copies,
-//! [`runner`] runs steps, [`app`] puts it all together, [`manager`] is for programs that embed it,
-//! and [`cli`] is the command line.
+//! [`runner`] runs steps, [`app`] puts it all together, [`view`] is what is shown of it, [`manager`]
+//! is for programs that embed it, and [`cli`] is the command line.
 //! `docs/architecture.md` says which of these may use which.
 
 pub mod app;
@@ -26,3 +26,4 @@ pub mod recovery;
 pub mod redact;
 pub mod runner;
 pub mod store;
+pub mod view;

@@ -3,28 +3,15 @@
 
 use std::process::ExitCode;
 
-use serde::Serialize;
-
-use super::{effective_status, holder_of};
+use super::holder_of;
 use crate::app::App;
 use crate::cli::args::StateListArgs;
 use crate::cli::exit;
 use crate::cli::ui::{Ui, count, seconds};
-use crate::error::{Error, ErrorKind, Result, chain};
+use crate::error::{ErrorKind, Result};
 use crate::lease::Worker;
 use crate::model::{PipelineName, PipelineState, PipelineStatus};
-
-#[derive(Serialize)]
-struct Row {
-    pipeline: String,
-    status: String,
-    step: Option<String>,
-    records_processed: Option<u64>,
-    records_failed: Option<u64>,
-    saved_at: Option<chrono::DateTime<chrono::Utc>>,
-    worker_id: Option<String>,
-    error: Option<String>,
-}
+use crate::view::{PipelineRow, effective_status};
 
 pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> {
     let filtered = args.active || args.failed || args.completed;
@@ -40,12 +27,12 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
                         || (args.failed && state.status == PipelineStatus::Failed)
                         || (args.completed && state.status == PipelineStatus::Completed);
                 if wanted || !filtered {
-                    rows.push(row(&state, holder.as_ref()));
+                    rows.push(PipelineRow::of(&state, holder.as_ref()));
                 }
             }
             Err(error) => {
                 corrupt |= error.kind() == ErrorKind::Corrupt;
-                rows.push(unreadable(&pipeline, &error));
+                rows.push(PipelineRow::unreadable(&pipeline, &error));
             }
         }
     }
@@ -71,34 +58,7 @@ fn is_running(state: &PipelineState, holder: Option<&Worker>) -> bool {
     effective_status(state, holder) == PipelineStatus::Running.as_str()
 }
 
-fn row(state: &PipelineState, holder: Option<&Worker>) -> Row {
-    Row {
-        pipeline: state.pipeline_id.to_string(),
-        status: effective_status(state, holder).to_owned(),
-        step: Some(state.current_step.clone()),
-        records_processed: Some(state.records_processed),
-        records_failed: Some(state.records_failed),
-        saved_at: Some(state.last_heartbeat),
-        worker_id: holder.map(|worker| worker.lease.holder.worker_id.clone()),
-        error: None,
-    }
-}
-
-fn unreadable(pipeline: &PipelineName, error: &Error) -> Row {
-    let status = if error.kind() == ErrorKind::Corrupt { "corrupt" } else { "unreadable" };
-    Row {
-        pipeline: pipeline.to_string(),
-        status: status.to_owned(),
-        step: None,
-        records_processed: None,
-        records_failed: None,
-        saved_at: None,
-        worker_id: None,
-        error: Some(chain(error)),
-    }
-}
-
-fn print(app: &App, rows: Vec<Row>, ui: &Ui) {
+fn print(app: &App, rows: Vec<PipelineRow>, ui: &Ui) {
     let now = app.clock.now();
     let mut errors = Vec::new();
     let table = rows

@@ -2,30 +2,13 @@
 
 use std::process::ExitCode;
 
-use serde::Serialize;
-
-use super::{effective_status, existing_state};
+use super::existing_state;
 use crate::app::App;
 use crate::cli::ui::{Ui, count, time};
 use crate::error::Result;
 use crate::lease::Worker;
 use crate::model::{ManualLock, PipelineName, PipelineState, StepState};
-
-#[derive(Serialize)]
-struct Shown<'a> {
-    effective_status: &'a str,
-    worker: Option<WorkerShown<'a>>,
-    lock: Option<&'a ManualLock>,
-    state: &'a PipelineState,
-}
-
-#[derive(Serialize)]
-struct WorkerShown<'a> {
-    worker_id: &'a str,
-    status: &'a str,
-    host: &'a str,
-    pid: u32,
-}
+use crate::view::{PipelineView, effective_status};
 
 pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Result<ExitCode> {
     let state = existing_state(app, pipeline)?;
@@ -34,16 +17,7 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
     let holder = lease.map(|lease| Worker::of(lease, app.clock.now())).filter(Worker::is_holding);
     let status = effective_status(&state, holder.as_ref());
     if json {
-        let worker = holder.as_ref().map(|worker| WorkerShown {
-            worker_id: &worker.lease.holder.worker_id,
-            status: worker.status.as_str(),
-            host: &worker.lease.holder.host,
-            pid: worker.lease.holder.pid,
-        });
-        ui.json(
-            "state",
-            &Shown { effective_status: status, worker, lock: lock.as_ref(), state: &state },
-        )?;
+        ui.json("state", &PipelineView::new(&state, holder.as_ref(), lock.as_ref()))?;
         return Ok(ExitCode::SUCCESS);
     }
     print(app, &state, status, holder.as_ref(), lock.as_ref(), ui);

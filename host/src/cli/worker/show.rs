@@ -2,17 +2,17 @@
 
 use std::process::ExitCode;
 
-use super::Shown;
 use crate::app::App;
 use crate::cli::ui::{Ui, count, time};
 use crate::error::Result;
 use crate::lease::find_worker;
 use crate::model::RequestKind;
+use crate::view::WorkerView;
 
 pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<ExitCode> {
     let worker = find_worker(&app.store, app.clock.as_ref(), worker_id)?;
     if json {
-        ui.json("worker", &Shown::from(&worker))?;
+        ui.json("worker", &WorkerView::from(&worker))?;
         return Ok(ExitCode::SUCCESS);
     }
     let now = app.clock.now();
