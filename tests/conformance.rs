@@ -19,18 +19,21 @@ use tempfile::TempDir;
 
 const BACKEND: &str = "OXIFLOW_TEST_BACKEND";
 const FOLDER: &str = "OXIFLOW_TEST_FOLDER";
+const OPTIONS: &str = "OXIFLOW_TEST_OPTIONS";
 
 /// One store of one backend, opened through the loader.
 struct Loaded {
     backend: String,
     folder: PathBuf,
+    /// Those it cannot do without.
+    options: Value,
     plugin: Plugin,
 }
 
 impl Loaded {
-    fn new(backend: &str, folder: PathBuf) -> Self {
+    fn new(backend: &str, folder: PathBuf, options: Value) -> Self {
         let plugin = Plugin::load(&kit::plugin_library(backend)).expect("the plugin loads");
-        Self { backend: backend.to_owned(), folder, plugin }
+        Self { backend: backend.to_owned(), folder, options, plugin }
     }
 }
 
@@ -40,8 +43,9 @@ impl Subject for Loaded {
     }
 
     fn open_with(&self, options: Value) -> Result<Box<dyn Storage>, BackendError> {
-        let options: Map<String, Value> = options.as_object().cloned().unwrap_or_default();
-        self.plugin.open(&options, &self.folder)
+        let mut all: Map<String, Value> = self.options.as_object().cloned().unwrap_or_default();
+        all.extend(options.as_object().cloned().unwrap_or_default());
+        self.plugin.open(&all, &self.folder)
     }
 
     fn config_schema(&self) -> Option<Value> {
@@ -51,6 +55,7 @@ impl Subject for Loaded {
     fn worker_command(&self) -> Option<Command> {
         let mut command = worker_test("worker")?;
         command.env(BACKEND, &self.backend).env(FOLDER, &self.folder);
+        command.env(OPTIONS, self.options.to_string());
         Some(command)
     }
 }
@@ -60,15 +65,21 @@ impl Subject for Loaded {
 #[test]
 fn worker() {
     if let (Ok(backend), Some(folder)) = (std::env::var(BACKEND), std::env::var_os(FOLDER))
-        && let Some(done) = run_worker_from_environment(&Loaded::new(&backend, folder.into()))
+        && let Ok(options) = serde_json::from_str(&std::env::var(OPTIONS).unwrap_or_default())
+        && let Some(done) =
+            run_worker_from_environment(&Loaded::new(&backend, folder.into(), options))
     {
         done.expect("the worker does its part");
     }
 }
 
 fn conforms(backend: &str, expected_skips: &[u8]) {
+    conforms_with(backend, json!({}), expected_skips);
+}
+
+fn conforms_with(backend: &str, options: Value, expected_skips: &[u8]) {
     let folder = TempDir::with_prefix("oxiflow-conformance-").expect("a folder");
-    let subject = Loaded::new(backend, folder.path().to_owned());
+    let subject = Loaded::new(backend, folder.path().to_owned(), options);
     let seed = std::env::var("OXIFLOW_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let settings = Settings {
         processes: 8,
@@ -92,4 +103,13 @@ fn the_file_backend_conforms() {
 fn the_memory_backend_conforms() {
     // Nothing of it is shared with another process or there after reopening.
     conforms("memory", &[1, 2, 5, 6, 11]);
+}
+
+#[test]
+fn the_http_backend_conforms() {
+    // Through a real server process, over the file backend.
+    let project = kit::Project::new(kit::QUICK);
+    let token = "0123456789abcdef0123456789abcdef";
+    let served = kit::Served::start_with(&project, &["--token-env", "TOKEN"], &[("TOKEN", token)]);
+    conforms_with("http", json!({"url": served.url, "token": token}), &[]);
 }

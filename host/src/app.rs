@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oxiflow_plugin_api::{BackendError, Capabilities};
+use oxiflow_plugin_api::{BackendError, Capabilities, Storage};
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, EncryptionSection, Env, KeyPlace, Pipeline};
@@ -27,6 +27,9 @@ pub struct App {
     pub config: Config,
     /// Where state is kept.
     pub store: StateStore,
+    /// The backend itself, below everything that the store puts on top of it: what is sealed
+    /// there stays sealed here.
+    pub backend: Arc<dyn Storage>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// The plugin behind the store.
@@ -50,16 +53,17 @@ impl App {
         };
         let plugin = Plugin::find(backend, &search)?;
         check_options(&config, &plugin, &plugin.problems(options))?;
-        let storage = plugin
+        let storage: Arc<dyn Storage> = plugin
             .open(options, &config.project_dir)
-            .map_err(|error| cannot_open(&config, &plugin, error))?;
-        let cache_size = config.state.cache_size;
-        let mut records = layer::stack(storage, backend, cache_size, Arc::clone(&clock));
+            .map_err(|error| cannot_open(&config, &plugin, error))?
+            .into();
+        let (cache_size, shared) = (config.state.cache_size, Box::new(Arc::clone(&storage)));
+        let mut records = layer::stack(shared, backend, cache_size, Arc::clone(&clock));
         if let Some(encryption) = &config.state.encryption {
             records = records.encrypted(keyring(encryption, env)?);
         }
         let store = StateStore::new(records);
-        Ok(Self { config, store, clock, plugin })
+        Ok(Self { config, store, backend: storage, clock, plugin })
     }
 
     /// Why state kept by this backend is lost or invisible, in words; `None` for a backend that

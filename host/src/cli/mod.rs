@@ -13,6 +13,7 @@ mod plugin;
 mod progress;
 mod run;
 mod run_view;
+mod serve;
 mod state;
 mod ui;
 mod worker;
@@ -71,6 +72,7 @@ fn dispatch(parsed: &Arguments, ui: &Ui) -> Result<ExitCode> {
         Command::State(command) => state::run(global, command, ui),
         Command::Worker(command) => worker::run(global, command, ui),
         Command::Plugin(command) => plugin::run(global, command, ui),
+        Command::Serve(args) => serve::run(global, args, ui),
         Command::Maintain(args) => maintain::run(global, args, ui),
         Command::Health { json } => health::run(global, *json, ui),
     }

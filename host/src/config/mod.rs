@@ -15,6 +15,7 @@ mod older;
 mod pipeline;
 mod project;
 mod section;
+mod server;
 mod state;
 mod step;
 #[cfg(test)]
@@ -31,6 +32,7 @@ pub use pipeline::{
     Metadata, Pipeline, PipelineFile, default_pipeline, list_pipelines, load_pipeline,
 };
 pub use project::{PROJECT_FILE, PluginsSection, ProjectSection, Settings};
+pub use server::{ServerSection, TlsSection};
 pub use state::StateSection;
 pub use step::{Command, Step};
 
@@ -65,6 +67,8 @@ pub struct Config {
     pub plugins: PluginsSection,
     /// How state is kept.
     pub state: StateSection,
+    /// How the store is served.
+    pub server: ServerSection,
     /// What a person should know though nothing is wrong, one sentence fragment each.
     pub notes: Vec<String>,
     option_lines: BTreeMap<String, u32>,
@@ -111,6 +115,7 @@ impl Config {
             environment: BTreeMap::new(),
             plugins: PluginsSection::default(),
             state: StateSection::default(),
+            server: ServerSection::default(),
             notes: Vec::new(),
             option_lines: BTreeMap::new(),
             shown_from: project_dir.to_path_buf(),
@@ -154,6 +159,7 @@ impl fmt::Debug for Config {
             .field("environment", &self.environment.keys().collect::<Vec<_>>())
             .field("plugins", &self.plugins)
             .field("state", &self.state)
+            .field("server", &self.server)
             .field("notes", &self.notes)
             .finish_non_exhaustive()
     }

@@ -72,6 +72,12 @@ pub(super) enum Command {
     /// Look at backend plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Serve the store over HTTP: for other hosts, for programs, for monitoring
+    #[command(after_help = "Examples:
+  oxide_flow serve                             on 127.0.0.1:7311
+  oxide_flow serve --listen 127.0.0.1:0 --json on a free port, which is printed
+  kill -HUP PID                                change to a newly installed program or plugin")]
+    Serve(ServeArgs),
     /// Remove what is kept beyond its bounds, once; for cron
     Maintain(MaintainArgs),
     /// Check that the store can be opened, written and read
@@ -153,6 +159,22 @@ pub(super) enum PipelineCommand {
         #[arg(allow_hyphen_values = true)]
         pipeline: Option<PipelineName>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Address and port [default: `server.listen`, or 127.0.0.1:7311]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) listen: Option<String>,
+    /// The environment variable with the token to read and write with
+    #[arg(long, value_name = "NAME")]
+    pub(super) token_env: Option<String>,
+    /// Print the address as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Open everything but the socket, and end
+    #[arg(long, hide = true)]
+    pub(super) check: bool,
 }
 
 #[derive(Debug, Args)]

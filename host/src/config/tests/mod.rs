@@ -3,6 +3,7 @@
 mod encryption;
 mod pipelines;
 mod project_file;
+mod server;
 mod state_section;
 mod variables;
 
