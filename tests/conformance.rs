@@ -27,6 +27,7 @@ const OPTIONS: &str = "OXIFLOW_TEST_OPTIONS";
 struct Loaded {
     backend: String,
     folder: PathBuf,
+    /// Those it cannot do without.
     options: Value,
     plugin: Plugin,
 }
@@ -109,4 +110,13 @@ fn the_postgres_backend_conforms() {
     let Some(server) = postgres::Server::start(&[]) else { return };
     let options = json!({ "dsn": server.dsn(), "password": postgres::PASSWORD });
     conforms("postgres", options, &[]);
+}
+
+#[test]
+fn the_http_backend_conforms() {
+    // Through a real server process, over the file backend.
+    let project = kit::Project::new(kit::QUICK);
+    let token = "0123456789abcdef0123456789abcdef";
+    let served = kit::Served::start_with(&project, &["--token-env", "TOKEN"], &[("TOKEN", token)]);
+    conforms("http", json!({ "url": served.url, "token": token }), &[]);
 }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -39,6 +39,7 @@ pub fn plugin_folder() -> &'static Path {
     FOLDER.get_or_init(|| {
         let library = build_cdylib(&[
             "oxiflow-backend-file",
+            "oxiflow-backend-http",
             "oxiflow-backend-memory",
             "oxiflow-backend-postgres",
         ]);
@@ -226,6 +227,45 @@ impl Project {
 fn copy(source: &Path, target: &Path) {
     let copied = Command::new("cp").args(["-a", "--"]).arg(source.join(".")).arg(target).status();
     assert!(copied.expect("cp starts").success());
+}
+
+/// `oxide_flow serve` under way, on a free port. Dropping it kills it.
+pub struct Served {
+    /// Where it listens.
+    pub url: String,
+    /// The process.
+    pub running: Running,
+}
+
+impl Served {
+    /// Serves the store of a project. Its log goes to the file `server.log` of the project.
+    pub fn start(project: &Project, arguments: &[&str]) -> Self {
+        Self::start_with(project, arguments, &[])
+    }
+
+    /// As [`start`](Self::start), with these variables.
+    pub fn start_with(project: &Project, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let log = std::fs::File::create(project.path().join("server.log")).expect("a log");
+        let mut child = project
+            .command(["serve", "--listen", "127.0.0.1:0"].iter().chain(arguments))
+            .envs(variables.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the program starts");
+        let stdout = child.stdout.take().expect("a pipe");
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let Some(url) = line.trim_end().strip_prefix("serving on ") else {
+            panic!("{line}: {}", project.read("server.log"))
+        };
+        Self { url: url.to_owned(), running: Running(child) }
+    }
+
+    /// The address without the scheme.
+    pub fn address(&self) -> &str {
+        self.url.split_once("://").expect("a URL").1
+    }
 }
 
 /// A configuration with the file backend and quick intervals.
