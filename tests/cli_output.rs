@@ -74,7 +74,8 @@ fn the_help_of_the_whole_shows_every_command() {
       state     Look at and change the state of pipelines
       worker    Look at and stop workers
       plugin    Look at backend plugins
-      maintain  Remove what is kept beyond its bounds, once; for cron
+      maintain  Make the backups that are due and remove what need not be kept, once; for cron
+      migrate   Move all pipelines to another store
       health    Check that the store can be opened, written and read
       help      Print this message or the help of the given subcommand(s)
 
@@ -220,7 +221,7 @@ fn wrong_usage_is_exit_2_with_the_nearest_right_word() {
     --- stderr
     error: unrecognized subcommand 'lsit'
 
-      tip: a similar subcommand exists: 'list'
+      tip: some similar subcommands exist: 'validate', 'list'
 
     Usage: oxide_flow state [OPTIONS] <COMMAND>
 
@@ -263,22 +264,32 @@ fn wrong_usage_is_exit_2_with_the_nearest_right_word() {
     Usage: oxide_flow state [OPTIONS] <COMMAND>
 
     Commands:
-      show         Show the state of a pipeline
-      list         List the states of all pipelines
-      export       Write the state of a pipeline to a file or to standard output
-      import       Replace the state of a pipeline by one from a file
-      unlock       Release the lease of a pipeline whose worker is gone
-      upgrade      Rewrite states of an older schema in the current one
-      history      List the runs of a pipeline that ended and what was done to its state, newest first
-      diff         Show what differs between two states, field by field
-      rollback     Go back to a state that the history kept
-      lock         Keep runs off a pipeline while you work on it
-      diagnostics  Show what live workers measured, beside the targets, and how full the store is
-      benchmark    Measure how fast the backend is, with records that are removed again
-      clear-cache  Ask running workers to forget the records they keep in memory
-      rekey        Seal all records again with the current key, after the keys have changed
-      push         Put back a state that could not be saved, from the file it was rescued to
-      help         Print this message or the help of the given subcommand(s)
+      show              Show the state of a pipeline
+      list              List the states of all pipelines
+      export            Write the state of a pipeline to a file or to standard output
+      import            Replace the state of a pipeline by one from a file
+      unlock            Release the lease of a pipeline whose worker is gone
+      upgrade           Rewrite states of an older schema in the current one
+      history           List the runs of a pipeline that ended and what was done to its state, newest
+                        first
+      diff              Show what differs between two states, field by field
+      rollback          Go back to a state that the history kept
+      lock              Keep runs off a pipeline while you work on it
+      diagnostics       Show what live workers measured, beside the targets, and how full the store is
+      benchmark         Measure how fast the backend is, with records that are removed again
+      clear-cache       Ask running workers to forget the records they keep in memory
+      rekey             Seal all records again with the current key, after the keys have changed
+      validate          Say whether a state is valid, and what is wrong with it
+      verify-integrity  Read every record of the store, and say which are damaged
+      repair            Mend a state that is damaged or not valid
+      push              Put back a state that could not be saved, from the file it was rescued to
+      backup            Keep a copy of the state of a pipeline, now
+      list-backups      List the backups of a pipeline, newest first, each read and verified
+      validate-backup   Check that a backup can be restored
+      restore           Go back to a backup, or to what was kept at some time
+      delete            Delete the state of a pipeline
+      cleanup           Remove stale states and old copies
+      help              Print this message or the help of the given subcommand(s)
 
     Options:
           --project <DIR>            The project: a folder with an oxiflow.yaml [default: the nearest

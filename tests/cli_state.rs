@@ -212,6 +212,7 @@ fn a_damaged_state_is_corrupt_however_it_was_damaged() {
     error: cannot load the state of pipeline `p`
       caused by: the backend reports corrupt
       caused by: the record of `state/p` is that of `state/good`
+    hint: see what is wrong with `oxide_flow state validate p`, then mend it with `oxide_flow state repair p`, or go back with `oxide_flow state restore p --backup latest`
     ");
     insta::assert_snapshot!(project.run(&["state", "list"]).story(&project), @"
     exit 3
@@ -231,18 +232,24 @@ fn a_damaged_state_is_corrupt_however_it_was_damaged() {
     error: cannot load the state of pipeline `p`
       caused by: the backend reports corrupt
       caused by: the record of `state/p` is that of `state/good`
+    hint: see what is wrong with `oxide_flow state validate p`, then mend it with `oxide_flow state repair p`, or go back with `oxide_flow state restore p --backup latest`
     ");
     std::fs::write(&file, &good).unwrap();
     project.run(&["state", "show", "p"]).expect(0);
 }
 
 #[test]
-fn fresh_does_not_get_around_a_damaged_state() {
+fn a_fresh_run_over_a_damaged_state_keeps_its_bytes() {
     let project = three();
     project.write(STATE_FILE, "damaged");
-    let before = kit::contents(project.path());
-    project.run(&["run", "p", "--fresh"]).expect(3);
-    assert_eq!(kit::contents(project.path()), before);
+    let ran = project.run(&["run", "p", "--fresh", "--quiet"]).expect(0);
+    assert!(ran.stderr.contains("Damaged state quarantined"), "{}", ran.stderr);
+    let kept = project.path().join(".oxiflow/state/other/quarantine/p");
+    let kept = std::fs::read_dir(kept).unwrap().next().unwrap().unwrap().file_name();
+    let id = kept.to_str().unwrap().trim_end_matches(".json");
+    let exported = project.run(&["state", "export", "p", "--quarantined", id]).expect(0);
+    assert_eq!(exported.stdout, "damaged");
+    assert_eq!(project.state("p").unwrap()["status"], "completed");
 }
 
 #[test]

@@ -337,6 +337,7 @@ fn a_damaged_lease_is_told_and_replaced_only_by_force() {
     error: cannot load the lease of `p`
       caused by: the backend reports corrupt
       caused by: DIR/.oxiflow/state/leases/p.json failed its checksum
+    hint: make sure that no worker runs it, then mend it with `oxide_flow state repair p`
     ");
     insta::assert_snapshot!(project.run(&["state", "unlock", "p"]).story(&project), @"
     exit 4
@@ -344,6 +345,7 @@ fn a_damaged_lease_is_told_and_replaced_only_by_force() {
     error: cannot load the lease of `p`
       caused by: the backend reports corrupt
       caused by: DIR/.oxiflow/state/leases/p.json failed its checksum
+    hint: make sure that no worker runs it, then mend it with `oxide_flow state repair p`
     error: its worker may be alive; nothing was changed
     hint: make sure that no worker runs it, then `oxide_flow state unlock p --force`
     ");
@@ -353,6 +355,8 @@ fn a_damaged_lease_is_told_and_replaced_only_by_force() {
     error: cannot load the lease of `p`
       caused by: the backend reports corrupt
       caused by: DIR/.oxiflow/state/leases/p.json failed its checksum
+    hint: make sure that no worker runs it, then mend it with `oxide_flow state repair p`
+    the damaged bytes are kept in quarantine as BACKUP
     replaced the damaged lease of pipeline `p`
     ");
     project.run(&["worker", "list", "--all"]).expect(0);

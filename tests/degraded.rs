@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use oxide_flow::clock::{Clock, SystemClock};
+use oxide_flow::config::StateSection;
 use oxide_flow::error::{Error, ErrorKind, Result, chain};
 use oxide_flow::layer::{Cache, KeySource, Keyring, Metrics, Records};
 use oxide_flow::lease::this_process;
 use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
-use oxide_flow::recovery::{Settled, Spool, push, read_rescue_file, replay};
+use oxide_flow::recovery::{Settled, Spool, Upkeep, push, read_rescue_file, replay};
 use oxide_flow::runner::{Begin, Begun, Fallback, Run, RunRequest};
 use oxide_flow::store::StateStore;
 use oxiflow_plugin_api::{
@@ -178,7 +179,7 @@ impl Machine {
             incremental: HashSet::new(),
             fresh: false,
             backup: true,
-            history_keep: 10,
+            upkeep: Upkeep::from(&StateSection::default()),
             lease_ttl: self.ttl,
             heartbeat_interval: Duration::from_millis(20),
             wait: Duration::ZERO,
@@ -583,7 +584,7 @@ fn a_fallback_that_is_turned_off_spools_nothing_and_still_replays() {
         incremental: HashSet::new(),
         fresh: false,
         backup: true,
-        history_keep: 10,
+        upkeep: Upkeep::from(&StateSection::default()),
         lease_ttl: Duration::from_secs(60),
         heartbeat_interval: Duration::from_millis(20),
         wait: Duration::ZERO,

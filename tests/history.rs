@@ -174,33 +174,32 @@ fn history_is_bounded_and_can_be_turned_off() {
     insta::assert_snapshot!(project.run(&["maintain", "--dry-run"]).story(&project), @"
     exit 0
     --- stdout
-    TASK  PIPELINE  TO REMOVE
-    history  p  2
+    TASK  PIPELINE  TO REMOVE  TO MAKE
+    history  p  2  0
     --- stderr
-    nothing was removed: this was a dry run
+    nothing was done: this was a dry run
     ");
     assert_eq!(files(&project), 3);
     insta::assert_snapshot!(project.run(&["maintain"]).story(&project), @"
     exit 0
     --- stdout
-    TASK  PIPELINE  REMOVED
-    history  p  2
+    TASK  PIPELINE  REMOVED  MADE
+    history  p  2  0
     ");
     assert_eq!(history(&project), &runs[..1]);
     insta::assert_snapshot!(project.run(&["maintain"]).story(&project), @"
     exit 0
     --- stderr
-    nothing to remove
+    nothing to do
     ");
     let ran = project.run(&["maintain", "--json"]).expect(0);
     assert_eq!(data(&ran.stdout, "maintain"), json!({"dry_run": false, "done": [], "errors": []}));
 
     project.write("oxiflow.yaml", &format!("{QUICK}  history_keep: 0\n"));
-    run_to(&project, "c9");
-    assert_eq!(history(&project), &runs[..1], "0 writes no record");
     let ran = project.run(&["maintain", "--json"]).expect(0);
     assert_eq!(data(&ran.stdout, "maintain")["done"][0]["removed"], json!([runs[0]["history_id"]]));
-    assert_eq!(files(&project), 0);
+    run_to(&project, "c9");
+    assert_eq!(files(&project), 0, "0 writes no record");
     insta::assert_snapshot!(story(&project, &["state", "history", "p"]), @"
     exit 0
     --- stderr

@@ -16,9 +16,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("lease", &["store", "model"]),
     ("history", &["store", "model"]),
     ("recovery", &["store", "lease", "history", "model", "config"]),
+    ("migration", &["store", "lease", "recovery", "model"]),
     ("runner", &["store", "lease", "history", "recovery", "model", "config"]),
     ("app", &["config", "plugin", "layer", "store", "lease", "recovery", "runner", "model"]),
-    ("manager", &["app", "config", "store", "lease", "runner", "model"]),
+    ("manager", &["app", "config", "store", "lease", "recovery", "runner", "model"]),
     ("metrics", &[]),
 ];
 const EVERYBODY: &[&str] = &["error", "clock", "metrics", "redact"];

@@ -9,13 +9,13 @@ use std::time::Duration;
 use oxiflow_plugin_api::{BackendError, Capabilities};
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, EncryptionSection, Env, KeyPlace, Pipeline};
+use crate::config::{Config, EncryptionSection, Env, KeyPlace, Pipeline, RepairSection};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{self, KeySource, Keyring, Records};
-use crate::lease::{safe_time, this_process};
+use crate::lease::{person, safe_time, this_process};
 use crate::model::PipelineName;
 use crate::plugin::{OptionProblem, Plugin, SearchPath};
-use crate::recovery::Spool;
+use crate::recovery::{AutoRepair, Spool, Upkeep, auto_repair};
 use crate::runner::{Fallback, RunRequest};
 use crate::store::StateStore;
 
@@ -112,6 +112,24 @@ impl App {
         }
     }
 
+    /// Repairs the state of a pipeline before it is run, if it is damaged and the configuration
+    /// allows it.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn repair_before_run(&self, pipeline: &PipelineName) -> Result<AutoRepair> {
+        let RepairSection { enabled, automatic, max_attempts } = self.config.state.repair;
+        if !(enabled && automatic) {
+            return Ok(AutoRepair::NotNeeded);
+        }
+        // The spooled save is newer, and fits only what was stored when it was made.
+        if self.spool().newest(&self.store, pipeline)?.is_some() {
+            return Ok(AutoRepair::NotNeeded);
+        }
+        let keep = self.config.state.history_keep;
+        auto_repair(&self.store, &self.clock, pipeline, max_attempts, &person(), keep)
+    }
+
     /// What a run of this pipeline needs to begin.
     ///
     /// # Errors
@@ -132,7 +150,7 @@ impl App {
             incremental: incremental.map(|step| step.id.clone()).collect(),
             fresh,
             backup: self.config.state.backup_enabled,
-            history_keep: self.config.state.history_keep,
+            upkeep: Upkeep::from(&self.config.state),
             lease_ttl: self.config.state.lease_ttl,
             heartbeat_interval: self.config.state.heartbeat_interval,
             wait,

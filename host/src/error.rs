@@ -155,7 +155,23 @@ impl From<BackendErrorKind> for ErrorKind {
 impl From<BackendError> for Error {
     fn from(error: BackendError) -> Self {
         let message = format!("the backend reports {}", error.kind());
-        Self::new(error.kind().into(), message).because(error)
+        let hint = match error.kind() {
+            BackendErrorKind::NoSpace => {
+                "make room, for example with `oxide_flow state cleanup --backups`, and repeat the \
+                 command"
+            }
+            BackendErrorKind::Denied => {
+                "see that this user may write where the store is, and that it is not read-only"
+            }
+            BackendErrorKind::Unavailable | BackendErrorKind::Timeout => {
+                "`oxide_flow health` says whether the store works"
+            }
+            BackendErrorKind::OutcomeUnknown => {
+                "look at what is stored with `oxide_flow state list` before you repeat the command"
+            }
+            _ => return Self::new(error.kind().into(), message).because(error),
+        };
+        Self::new(error.kind().into(), message).hint(hint).because(error)
     }
 }
 

@@ -66,6 +66,33 @@ pub fn prune(
     Ok(ids)
 }
 
+/// Deletes the history records of a pipeline that were written before a time, and returns their
+/// ids, or those that would be deleted with `dry_run`.
+///
+/// # Errors
+/// As the store fails; some may be deleted then.
+pub fn prune_before(
+    store: &StateStore,
+    pipeline: &PipelineName,
+    before: DateTime<Utc>,
+    dry_run: bool,
+) -> Result<Vec<String>> {
+    let mut ids = store.history_ids(pipeline)?;
+    ids.retain(|id| time_of(id).is_some_and(|at| at < before));
+    for history_id in ids.iter().filter(|_| !dry_run) {
+        store.delete_history(pipeline, history_id)?;
+    }
+    Ok(ids)
+}
+
+/// When the record of this id was written, or a moment later if the clock went back before; `None`
+/// when it is no id of ours.
+#[must_use]
+pub fn time_of(history_id: &str) -> Option<DateTime<Utc>> {
+    let (time, _) = history_id.split_once('-')?;
+    NaiveDateTime::parse_from_str(time, ID_TIME).ok().map(|time| time.and_utc())
+}
+
 /// Finds the record that a person means: by its id, or `-N` for the N-th before the present
 /// state, so that `-1` is what `rollback` goes back to.
 ///
@@ -133,11 +160,6 @@ fn next_id(last: Option<&str>, now: DateTime<Utc>) -> String {
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
     // The last digits of a ulid are random.
     format!("{}-{}", time.format(ID_TIME), &unique[unique.len() - 6..])
-}
-
-fn time_of(history_id: &str) -> Option<DateTime<Utc>> {
-    let (time, _) = history_id.split_once('-')?;
-    NaiveDateTime::parse_from_str(time, ID_TIME).ok().map(|time| time.and_utc())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! In reading order: [`model`] is what is kept, [`config`] what a project says, [`plugin`] loads a
 //! backend, [`layer`] makes records of its bytes, [`store`] gives them types, [`lease`] decides
 //! who may write, [`history`] keeps what happened, [`recovery`] keeps and puts back copies,
-//! [`runner`] runs steps, [`app`] puts it all together, [`manager`] is for programs that embed it,
+//! [`migration`] moves pipelines to another store, [`runner`] runs steps, [`app`] puts it all together, [`manager`] is for programs that embed it,
 //! and [`cli`] is the command line.
 //! `docs/architecture.md` says which of these may use which.
 
@@ -20,6 +20,7 @@ pub mod layer;
 pub mod lease;
 pub mod manager;
 pub mod metrics;
+pub mod migration;
 pub mod model;
 pub mod plugin;
 pub mod recovery;

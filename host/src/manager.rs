@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::lease::this_process;
 use crate::metrics::Figures;
 use crate::model::{PipelineName, PipelineState};
+use crate::recovery::{AutoRepair, Upkeep};
 use crate::runner::{Run, RunRequest, rescue_folders};
 
 /// A project's state, for a program that does the work of its pipelines itself.
@@ -52,12 +53,15 @@ impl StateManager {
             incremental: HashSet::new(),
             fresh: false,
             backup: state.backup_enabled,
-            history_keep: state.history_keep,
+            upkeep: Upkeep::from(state),
             lease_ttl: state.lease_ttl,
             heartbeat_interval: state.heartbeat_interval,
             wait: Duration::ZERO,
             fallback: self.app.fallback(),
         };
+        if let AutoRepair::Refused(why) = self.app.repair_before_run(&request.pipeline)? {
+            tracing::warn!(pipeline, why, "the state is damaged and is not repaired by itself");
+        }
         let clock = Arc::clone(&self.app.clock);
         // What the lease tells is found in the run: `stop_requested`, and the error of a save.
         let mut begun =

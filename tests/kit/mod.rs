@@ -37,7 +37,11 @@ pub fn plugin_library(name: &str) -> PathBuf {
 pub fn plugin_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let library = build_cdylib(&["oxiflow-backend-file", "oxiflow-backend-memory"]);
+        let library = build_cdylib(&[
+            "oxiflow-backend-file",
+            "oxiflow-backend-memory",
+            "oxiflow-backend-postgres",
+        ]);
         library.parent().expect("a file is in a folder").to_owned()
     })
 }
@@ -101,16 +105,17 @@ impl Project {
     /// A copy of an example of this repository.
     pub fn example(name: &str) -> Self {
         let project = Self { folder: TempDir::with_prefix("oxiflow-test-").expect("a folder") };
-        let source = repository().join("docs/examples").join(name);
-        let copied = Command::new("cp")
-            .args(["-r", "--"])
-            .args([source.join("."), project.path().to_owned()])
-            .status()
-            .expect("cp starts");
-        assert!(copied.success());
+        copy(&repository().join("docs/examples").join(name), project.path());
         for left in ["output", ".oxiflow"] {
             std::fs::remove_dir_all(project.path().join(left)).unwrap_or_default();
         }
+        project
+    }
+
+    /// A copy of this project as it is, store and all.
+    pub fn duplicate(&self) -> Self {
+        let project = Self { folder: TempDir::with_prefix("oxiflow-test-").expect("a folder") };
+        copy(self.path(), project.path());
         project
     }
 
@@ -134,9 +139,26 @@ impl Project {
 
     /// The program, about to run in the project's folder, with a clean environment.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = self.bare_command(PROGRAM);
+        command.args(arguments);
         command
-            .args(arguments)
+    }
+
+    /// As [`command`](Self::command), started by another program that gets it as its last
+    /// arguments, such as `strace`.
+    pub fn command_under<A: AsRef<OsStr>>(
+        &self,
+        wrapper: &[&str],
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut command = self.bare_command(wrapper[0]);
+        command.args(&wrapper[1..]).arg(PROGRAM).args(arguments);
+        command
+    }
+
+    fn bare_command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command
             .current_dir(self.path())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
@@ -198,6 +220,12 @@ impl Project {
         let document: serde_json::Value = serde_json::from_str(&ran.stdout).expect("JSON");
         Some(document["data"]["state"].clone())
     }
+}
+
+/// Copies what is in one folder into another, with modes and times.
+fn copy(source: &Path, target: &Path) {
+    let copied = Command::new("cp").args(["-a", "--"]).arg(source.join(".")).arg(target).status();
+    assert!(copied.expect("cp starts").success());
 }
 
 /// A configuration with the file backend and quick intervals.

@@ -8,6 +8,8 @@ mod health;
 mod init;
 mod logging;
 mod maintain;
+mod migrate;
+mod moment;
 mod pipeline;
 mod plugin;
 mod progress;
@@ -25,7 +27,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::app::App;
-use crate::config::{Config, ProjectLocation};
+use crate::config::{BACKEND_VARIABLE, Config, ProjectLocation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runner::{singer, supervisor};
 use args::{Arguments, Command, Global};
@@ -73,6 +75,7 @@ fn dispatch(parsed: &Arguments, ui: &Ui) -> Result<ExitCode> {
         Command::Worker(command) => worker::run(global, command, ui),
         Command::Plugin(command) => plugin::run(global, command, ui),
         Command::Maintain(args) => maintain::run(global, args, ui),
+        Command::Migrate(args) => migrate::run(global, args, ui),
         Command::Health { json } => health::run(global, *json, ui),
     }
 }
@@ -112,6 +115,13 @@ fn tell_reservation(app: App, ui: &Ui) -> Result<App> {
         ui.warning(&reservation);
     }
     Ok(app)
+}
+
+/// Opens the state store of another configuration file, which alone says what it is: a variable
+/// that selects the backend of this command is not meant for it.
+fn open_other(file: &Path) -> Result<App> {
+    let env = |name: &str| if name == BACKEND_VARIABLE { None } else { env(name) };
+    App::open(Config::load(&ProjectLocation::Explicit(file.to_owned()), &env)?, &env)
 }
 
 /// Who gives a command: user and host.

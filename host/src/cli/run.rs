@@ -16,6 +16,7 @@ use crate::app::App;
 use crate::config::{Config, EncryptionSection, default_pipeline, load_pipeline};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{PipelineName, PipelineState};
+use crate::recovery::{AutoRepair, Kept};
 use crate::runner::{Runner, RunnerParts, StopCause, Stopper};
 
 pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> {
@@ -28,6 +29,9 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     let app = App::open(config, &super::env)?;
     if let Some(reservation) = app.reservation() {
         ui.warning(&reservation);
+    }
+    if !args.fresh {
+        repair_if_damaged(&app, &name, ui)?;
     }
     if let Some(warning) = app.unfenced_limit() {
         ui.warning(&warning);
@@ -44,6 +48,7 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
         checkpoint_interval: app.config.state.checkpoint_interval,
         // Still the same program when the file is replaced during the run.
         executable: PathBuf::from("/proc/self/exe"),
+        open_store: &|file| super::open_other(file).map(|app| app.store),
         observer: &view,
     });
     stop_on_signals(runner.stopper(), view.waiting())?;
@@ -69,6 +74,29 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     };
     view.summary(&outcome);
     Ok(code)
+}
+
+/// Repairs a damaged state where `state.auto_repair` allows it, and never silently.
+fn repair_if_damaged(app: &App, name: &PipelineName, ui: &Ui) -> Result<()> {
+    match app.repair_before_run(name)? {
+        AutoRepair::NotNeeded => {}
+        AutoRepair::Done(repaired) => {
+            let id = match &repaired.kept {
+                Some(Kept::Backup(id) | Kept::Quarantined(id)) => id.as_str(),
+                None => "none",
+            };
+            ui.warning(&format!(
+                "the state of `{name}` was damaged, and is repaired without a loss; the damaged \
+                 bytes are kept in quarantine as {id}"
+            ));
+        }
+        AutoRepair::Refused(why) => {
+            ui.warning(&format!(
+                "the state of `{name}` is damaged and not repaired by itself: {why}"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The state of a run that has just ended. What it spooled is newer than what the store has.

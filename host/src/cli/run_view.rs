@@ -255,6 +255,7 @@ impl RunObserver for RunView {
                 let cause = describe(cause);
                 self.say(&format!("{pipeline}: stopping by {cause}; again to stop at once"));
             }
+            RunEvent::Moved(text) => self.say(&format!("{pipeline}: {text}")),
             RunEvent::Settled(settled) => self.tell_settled(settled),
             RunEvent::Degraded => {
                 self.degraded.store(true, Ordering::SeqCst);

@@ -43,10 +43,15 @@ impl Ui {
 
     /// A document of data, as it is.
     #[expect(clippy::unused_self, reason = "printing goes through a value that commands are given")]
-    pub(super) fn raw(&self, text: &str) {
+    pub(super) fn bytes(&self, bytes: &[u8]) {
         let mut stdout = std::io::stdout().lock();
-        let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+        let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
         end_if_closed(written);
+    }
+
+    /// A document of data that is text.
+    pub(super) fn raw(&self, text: &str) {
+        self.bytes(text.as_bytes());
     }
 
     /// A JSON document: `kind` says what it is and in which version, `data` holds it.

@@ -15,6 +15,7 @@ mod interpolate;
 mod older;
 mod pipeline;
 mod project;
+mod repair;
 mod section;
 mod state;
 mod step;
@@ -33,7 +34,8 @@ pub use pipeline::{
     Metadata, Pipeline, PipelineFile, default_pipeline, list_pipelines, load_pipeline,
 };
 pub use project::{PROJECT_FILE, PluginsSection, ProjectSection, Settings};
-pub use state::StateSection;
+pub use repair::RepairSection;
+pub use state::{BACKEND_VARIABLE, StateSection};
 pub use step::{Command, Step};
 
 /// Looks up an environment variable: `&|name| std::env::var(name).ok()`, or a test's own table.

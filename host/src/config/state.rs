@@ -14,11 +14,12 @@ use super::encryption::{self, EncryptionSection};
 use super::error::ConfigError;
 use super::fallback::{self, FallbackSection};
 use super::interpolate;
+use super::repair::{self, RepairSection};
 use super::section::{self, Section};
 use super::yaml::{Entry, Node, Value};
 
 /// The variable that overrides `state.backend`.
-pub(super) const BACKEND_VARIABLE: &str = "OXIFLOW_STATE_BACKEND";
+pub const BACKEND_VARIABLE: &str = "OXIFLOW_STATE_BACKEND";
 
 const KEYS: &[&str] = &[
     "enabled",
@@ -29,15 +30,26 @@ const KEYS: &[&str] = &[
     "cleanup_interval",
     "lease_ttl",
     "backup_enabled",
+    "backup_interval",
+    "backup_keep",
     "backup_retention",
     "cache_size",
     "history_keep",
     "encryption",
+    "repair_enabled",
+    "auto_repair",
+    "max_repair_attempts",
     "fallback",
 ];
 
 /// Options that stand in `backend_config` or directly under `state:`, and are the host's.
-const HOST_OPTIONS: &[&str] = &["backup_enabled", "backup_retention", "cache_size"];
+const HOST_OPTIONS: &[&str] =
+    &["backup_enabled", "backup_interval", "backup_keep", "backup_retention", "cache_size"];
+
+/// What turns `backup_interval` off.
+const OFF: &str = "off";
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How the state of pipelines is kept.
 ///
@@ -54,13 +66,17 @@ pub struct StateSection {
     pub heartbeat_interval: Duration,
     /// How often progress is made durable; default 30 seconds.
     pub checkpoint_interval: Duration,
-    /// How often expired records are removed; default one hour.
+    /// How often a run removes copies of its pipeline that are not to be kept; default one hour.
     pub cleanup_interval: Duration,
     /// How long a lease outlives its last renewal: at least twice
     /// `heartbeat_interval`, by default three times.
     pub lease_ttl: Duration,
     /// Whether backups are taken automatically; default `true`.
     pub backup_enabled: bool,
+    /// How often a state is backed up that changes; default one day, `None` when that is off.
+    pub backup_interval: Option<Duration>,
+    /// How many backups are kept of each pipeline; default 30, and 0 sets no bound.
+    pub backup_keep: usize,
     /// How long backups are kept; default 7 days.
     pub backup_retention: Duration,
     /// How many records the cache holds; default 100, and 0 turns the cache off.
@@ -69,6 +85,8 @@ pub struct StateSection {
     pub history_keep: usize,
     /// How records are encrypted; by default they are not.
     pub encryption: Option<EncryptionSection>,
+    /// How damaged states are repaired.
+    pub repair: RepairSection,
     /// What a run does while the store is away.
     pub fallback: FallbackSection,
 }
@@ -85,10 +103,13 @@ impl Default for StateSection {
             cleanup_interval: Duration::from_secs(60 * 60),
             lease_ttl: 3 * heartbeat_interval,
             backup_enabled: true,
-            backup_retention: Duration::from_secs(7 * 24 * 60 * 60),
+            backup_interval: Some(DAY),
+            backup_keep: 30,
+            backup_retention: 7 * DAY,
             cache_size: 100,
             history_keep: 100,
             encryption: None,
+            repair: RepairSection::default(),
             fallback: FallbackSection::default(),
         }
     }
@@ -106,10 +127,13 @@ impl fmt::Debug for StateSection {
             .field("cleanup_interval", &self.cleanup_interval)
             .field("lease_ttl", &self.lease_ttl)
             .field("backup_enabled", &self.backup_enabled)
+            .field("backup_interval", &self.backup_interval)
+            .field("backup_keep", &self.backup_keep)
             .field("backup_retention", &self.backup_retention)
             .field("cache_size", &self.cache_size)
             .field("history_keep", &self.history_keep)
             .field("encryption", &self.encryption)
+            .field("repair", &self.repair)
             .field("fallback", &self.fallback)
             .finish()
     }
@@ -152,6 +176,7 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
     read_intervals(&state, &mut read.section)?;
     let keys = state.get("encryption").map(|node| encryption::read(shown, node)).transpose()?;
     read.section.encryption = keys;
+    read.section.repair = repair::read(&state)?;
     if let Some(node) = state.get("fallback") {
         read.section.fallback = fallback::read(shown, node)?;
     }
@@ -239,6 +264,17 @@ fn read_host_options(
             (Value::Null, _) => {}
             (_, "backup_enabled") => {
                 section.backup_enabled = section::boolean(shown, key, &node)?;
+            }
+            (_, "backup_interval") => {
+                let is_off = node.scalar_text().is_some_and(|text| text.trim() == OFF);
+                let interval = (!is_off).then(|| section::duration(shown, key, &node));
+                section.backup_interval = interval.transpose().map_err(|error| {
+                    error
+                        .with_hint("use a number and a unit, such as \"12h\" or \"1d\", or \"off\"")
+                })?;
+            }
+            (_, "backup_keep") => {
+                section.backup_keep = section::whole_number(shown, key, &node)?;
             }
             (_, "backup_retention") => {
                 section.backup_retention = section::duration(shown, key, &node)?;

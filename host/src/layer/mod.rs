@@ -23,9 +23,9 @@ pub use away::away;
 pub use cache::Cache;
 pub use encryption::{Derivation, Encryption, KeySource, Keyring};
 pub use metrics::{Measured, Metrics, OperationCounters, StorageCounters};
-pub use records::{DamagedRecord, Examined, Kept, Record, Records};
+pub use records::{DamagedRecord, Examined, Kept, Record, Records, SealedRecord};
 pub use retry::Retry;
-pub use salvage::{Salvage, salvage};
+pub use salvage::{Damage, Salvage, damage, salvage};
 pub use seal::{ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION, Header, claimed_key, seal, unseal};
 
 /// Puts the layers on a backend, the one nearest to it first. `name` is that of the backend, for

@@ -36,6 +36,17 @@ pub struct Record {
     pub version: Version,
 }
 
+/// A verified record with its seal.
+#[derive(Clone, Debug)]
+pub struct SealedRecord {
+    /// The record.
+    pub record: Record,
+    /// How it is encrypted; `None` when it is not.
+    pub encryption: Option<Encryption>,
+    /// The bytes that are stored.
+    pub bytes: Vec<u8>,
+}
+
 /// What a key holds, where damage is a finding and no failure.
 #[derive(Debug)]
 pub enum Examined {
@@ -134,25 +145,45 @@ impl Records {
     /// that is not configured, or not encrypted where that is enforced; otherwise as the storage
     /// fails.
     pub fn get(&self, call: &Call, key: &str) -> HostResult<Option<Record>> {
-        Ok(self.get_sealed(call, key)?.map(|(record, _)| record))
-    }
-
-    /// As [`get`](Self::get), with how the record is encrypted.
-    ///
-    /// # Errors
-    /// As [`get`](Self::get).
-    pub fn get_sealed(
-        &self,
-        call: &Call,
-        key: &str,
-    ) -> HostResult<Option<(Record, Option<Encryption>)>> {
         self.metrics.logical.get.observe(
             || {
                 let entry = self.storage.get(call, key)?;
-                entry.map(|entry| self.open(key, entry.value, entry.version)).transpose()
+                let opened = entry.map(|entry| self.open(key, entry.value, entry.version));
+                Ok(opened.transpose()?.map(|(record, _)| record))
             },
-            |found| found.as_ref().map_or(0, |(record, _)| record.body.len()),
+            |found| found.as_ref().map_or(0, |record| record.body.len()),
         )
+    }
+
+    /// As [`get`](Self::get), with the seal.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn get_sealed(&self, call: &Call, key: &str) -> HostResult<Option<SealedRecord>> {
+        self.metrics.logical.get.observe(
+            || {
+                let Some(entry) = self.storage.get(call, key)? else { return Ok(None) };
+                let bytes = entry.value.clone();
+                let (record, encryption) = self.open(key, entry.value, entry.version)?;
+                Ok(Some(SealedRecord { record, encryption, bytes }))
+            },
+            |found| found.as_ref().map_or(0, |sealed| sealed.record.body.len()),
+        )
+    }
+
+    /// Writes bytes that are a record of this key already.
+    ///
+    /// # Errors
+    /// `Corrupt` when they are not; otherwise as the storage fails.
+    pub fn put_sealed(
+        &self,
+        call: &Call,
+        key: &str,
+        record: &[u8],
+        expected: &Expected,
+    ) -> HostResult<Version> {
+        unseal(key, record)?;
+        Ok(self.storage.put(call, key, record, expected)?)
     }
 
     /// Looks at a record that may be damaged.

@@ -19,6 +19,40 @@ pub struct Salvage {
     pub is_verified: bool,
 }
 
+/// In which way a record does not verify.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Damage {
+    /// Nothing of it can be had.
+    Unreadable,
+    /// It ends before its body does.
+    Truncated,
+    /// Its body is as it was written; what is around it is not.
+    Envelope,
+    /// Its body is not as it was written.
+    Body,
+    /// It is whole, and was written under this key.
+    AnotherKey(String),
+}
+
+/// Tells in which way a record that [`unseal`](super::unseal) refuses, or its backend, is damaged.
+#[must_use]
+pub fn damage(key: &str, record: Option<&[u8]>, salvage: Option<&Salvage>) -> Damage {
+    let Some(record) = record else { return Damage::Unreadable };
+    if salvage.is_some_and(|found| found.is_verified) {
+        return Damage::Envelope;
+    }
+    let Some(end) = record.iter().position(|byte| *byte == b'\n') else {
+        return Damage::Truncated;
+    };
+    match read_header(&record[..end]) {
+        Some(header) if header.key != key && super::unseal(&header.key, record).is_ok() => {
+            Damage::AnotherKey(header.key)
+        }
+        Some(header) if record.len() - end - 1 < header.bytes => Damage::Truncated,
+        _ => Damage::Body,
+    }
+}
+
 /// Looks for the body of a record that [`unseal`](super::unseal) refuses. `None` when there is
 /// none, when the record is whole and another key's, or when it cannot be decrypted.
 #[must_use]
@@ -99,6 +133,24 @@ mod tests {
         }
         // All but the bits that hit the checksum itself, the length or a line end.
         assert!(saved > header * 8 / 3, "{saved} of {}", header * 8);
+    }
+
+    #[test]
+    fn the_way_of_the_damage_is_told() {
+        let record = record();
+        let told = |key: &str, record: &[u8]| {
+            damage(key, Some(record), salvage(key, record, None).as_ref())
+        };
+        assert_eq!(damage(KEY, None, None), Damage::Unreadable);
+        assert_eq!(told(KEY, &record[..20]), Damage::Truncated);
+        assert_eq!(told(KEY, &record[..record.len() - 3]), Damage::Truncated);
+        assert_eq!(told("state/other", &record), Damage::AnotherKey(KEY.to_owned()));
+        let mut header = record.clone();
+        header[3] ^= 1;
+        assert_eq!(told(KEY, &header), Damage::Envelope);
+        let mut body = record;
+        *body.last_mut().unwrap() ^= 1;
+        assert_eq!(told(KEY, &body), Damage::Body);
     }
 
     #[test]

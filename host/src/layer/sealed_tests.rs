@@ -10,7 +10,7 @@ use oxiflow_plugin_api::{
 };
 use sha2::{Digest, Sha256};
 
-use super::{Cache, KeySource, Keyring, Metrics, Records};
+use super::{Cache, KeySource, Keyring, Metrics, Records, SealedRecord};
 use crate::clock::SystemClock;
 use crate::error::ErrorKind;
 
@@ -278,12 +278,14 @@ fn an_old_key_reads_until_everything_is_resealed() {
     write(&with(&shelf, file_key(1), vec![]), "state/b");
     let rotated = with(&shelf, file_key(2), vec![file_key(1)]);
     for key in ["state/a", "state/b"] {
-        let (record, encryption) = rotated.get_sealed(&call(), key).unwrap().unwrap();
+        let SealedRecord { record, encryption, .. } =
+            rotated.get_sealed(&call(), key).unwrap().unwrap();
         assert!(!rotated.is_current(encryption.as_ref()).unwrap());
         rotated.reseal(&call(), key, &record).unwrap();
         let stale = rotated.reseal(&call(), key, &record).unwrap_err();
         assert_eq!(stale.kind(), ErrorKind::Conflict, "what was read is expected");
-        let (after, encryption) = rotated.get_sealed(&call(), key).unwrap().unwrap();
+        let SealedRecord { record: after, encryption, .. } =
+            rotated.get_sealed(&call(), key).unwrap().unwrap();
         assert!(rotated.is_current(encryption.as_ref()).unwrap());
         assert_eq!((after.saved_at, after.body), (record.saved_at, record.body));
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use oxiflow_plugin_api::{Expected, Version};
 
 use super::identity::{Liveness, liveness, person};
+use super::moved::{check_may_begin, check_not_moved};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Extra, Holder, Lease, ManualLock, PipelineName};
@@ -14,6 +15,9 @@ use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
 /// How often a watched lease is looked at, at the most and at the least.
 const SHORTEST_LOOK: Duration = Duration::from_millis(20);
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
+
+/// The purpose of those who move pipelines between stores, and are not kept out by that.
+pub const MIGRATE: &str = "migrate";
 
 /// What to acquire, and how patiently.
 pub struct Acquire<'a> {
@@ -63,10 +67,14 @@ pub fn acquire(
     request: &mut Acquire<'_>,
 ) -> Result<Acquired> {
     let started = clock.monotonic();
+    let migrates = request.purpose == MIGRATE;
     let mut watch: Option<Watch> = None;
     let mut told = false;
     loop {
         let current = store.load_lease(request.pipeline)?;
+        if let Some(lease) = current.as_ref().filter(|_| !migrates) {
+            check_not_moved(&lease.value)?;
+        }
         let lock = current.as_ref().and_then(|lease| locked_out(&lease.value, request, clock));
         let takeover = match &current {
             None => None,
@@ -110,13 +118,26 @@ pub fn acquire(
         let expected = Expected::from(current.as_ref().map(|lease| lease.version));
         match store.save_lease(&lease, &expected, OPERATION_TIMEOUT) {
             Ok(version) => {
-                return Ok(Acquired { lease: Versioned { value: lease, version }, takeover });
+                let acquired = Acquired { lease: Versioned { value: lease, version }, takeover };
+                if current.is_none() && !migrates {
+                    begin(store, &acquired.lease)?;
+                }
+                return Ok(acquired);
             }
             // Somebody else was faster; look again.
             Err(error) if error.kind() == ErrorKind::Conflict => {}
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Looks whether a pipeline may begin here, and takes its first lease record back if not: with it
+/// the pipeline would look as if it had begun.
+fn begin(store: &StateStore, lease: &Versioned<Lease>) -> Result<()> {
+    let pipeline = &lease.value.pipeline_id;
+    let Err(refused) = check_may_begin(store, pipeline) else { return Ok(()) };
+    store.delete_lease(pipeline, &Expected::Version(lease.version))?;
+    Err(refused)
 }
 
 /// Since when a version of a lease has been seen unchanged.
@@ -148,7 +169,7 @@ fn new_lease(
     Lease {
         pipeline_id: request.pipeline.clone(),
         holder: request.holder.clone(),
-        epoch: previous_epoch.max(request.epoch_floor) + 1,
+        epoch: previous_epoch.max(request.epoch_floor).saturating_add(1),
         ttl_ms: u64::try_from(request.ttl.as_millis()).unwrap_or(u64::MAX),
         purpose: request.purpose.to_owned(),
         acquired_at: now,
@@ -158,6 +179,7 @@ fn new_lease(
         metrics: None,
         // Maintenance under one's own lock does not end the lock.
         lock: current.and_then(|lease| lease.value.lock_at(now).cloned()),
+        moved: current.and_then(|lease| lease.value.moved.clone()),
         extra: current.map_or_else(Extra::new, |lease| lease.value.extra.clone()),
     }
 }

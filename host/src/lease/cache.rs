@@ -64,6 +64,8 @@ pub fn request_clear_cache(
             from: from.to_owned(),
             requested_at: clock.now(),
             acknowledged_at: None,
+            destination: None,
+            outcome: None,
         });
         match store.save_lease(&lease, &Expected::Version(version), OPERATION_TIMEOUT) {
             Ok(_) => return Ok(Some(id)),

@@ -13,8 +13,8 @@ use oxiflow_plugin_api::{Expected, Version};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Lease, Request, RequestKind};
-use crate::store::{StateStore, Versioned};
+use crate::model::{Lease, Moved, Request, RequestKind};
+use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
 
 /// The part of the time to live after which a holder that could not renew gives up, in percent.
 const GIVE_UP_PERCENT: u32 = 80;
@@ -67,6 +67,8 @@ pub enum LeaseEvent {
     GoesOn,
     /// Somebody asks to stop; the request has been acknowledged.
     StopRequested(Request),
+    /// Somebody asks to move the pipeline to another store; it has been acknowledged.
+    MoveRequested(Request),
     /// The lease is lost: stop at once and write nothing more.
     Lost(LostReason),
 }
@@ -108,6 +110,15 @@ impl LostReason {
 
 type Callback = dyn Fn(LeaseEvent) + Send + Sync;
 
+/// A lease that was left behind for good, and what goes on with it elsewhere.
+pub struct Departed {
+    /// The lease as it was held.
+    pub lease: Lease,
+    clock: Arc<dyn Clock>,
+    tempo: Tempo,
+    on_event: Arc<Callback>,
+}
+
 /// A held lease with its heartbeat. Dropping it stops the heartbeat and does not release.
 pub struct HeldLease {
     shared: Arc<Shared>,
@@ -118,7 +129,7 @@ struct Shared {
     store: StateStore,
     clock: Arc<dyn Clock>,
     tempo: Tempo,
-    on_event: Box<Callback>,
+    on_event: Arc<Callback>,
     inner: Mutex<Inner>,
     wake: Condvar,
 }
@@ -145,10 +156,19 @@ impl HeldLease {
         tempo: Tempo,
         on_event: impl Fn(LeaseEvent) + Send + Sync + 'static,
     ) -> Result<Self> {
+        Self::spawn(store, clock, lease, tempo, Arc::new(on_event))
+    }
+
+    fn spawn(
+        store: StateStore,
+        clock: Arc<dyn Clock>,
+        lease: Versioned<Lease>,
+        tempo: Tempo,
+        on_event: Arc<Callback>,
+    ) -> Result<Self> {
         let renewed = clock.monotonic();
         let inner =
             Mutex::new(Inner { lease, renewed, assured: renewed, lost: None, stopping: false });
-        let on_event = Box::new(on_event);
         let shared =
             Arc::new(Shared { store, clock, tempo, on_event, inner, wake: Condvar::new() });
         let thread = std::thread::Builder::new()
@@ -161,6 +181,33 @@ impl HeldLease {
                 Error::new(ErrorKind::Io, "cannot start the heartbeat thread").because(error)
             })?;
         Ok(Self { shared, thread: Some(thread) })
+    }
+
+    /// Ends the lease in its store for good: the record says where the pipeline went. The epoch
+    /// goes on in [`Departed::arrive`].
+    ///
+    /// # Errors
+    /// `Fenced` when the lease is lost; otherwise as the store fails, and the record may then say
+    /// either.
+    pub fn depart(mut self, moved: &Moved) -> Result<Departed> {
+        self.stop();
+        let shared = Arc::clone(&self.shared);
+        let mine = self.lease();
+        let now = shared.clock.now();
+        let mut departs = false;
+        shared.store.update_lease(&mine.pipeline_id, |lease| {
+            departs = is_mine(&mine, lease) && !lease.is_released();
+            if departs {
+                lease.moved = Some(moved.clone());
+                lease.released_at = Some(now);
+            }
+            departs
+        })?;
+        if !departs {
+            return Err(LostReason::Released.to_error(&mine.pipeline_id));
+        }
+        let (clock, tempo) = (Arc::clone(&shared.clock), shared.tempo);
+        Ok(Departed { lease: mine, clock, tempo, on_event: Arc::clone(&shared.on_event) })
     }
 
     /// The lease as last written.
@@ -230,6 +277,29 @@ impl HeldLease {
         {
             tracing::error!("the heartbeat thread panicked");
         }
+    }
+}
+
+impl Departed {
+    /// Goes on with the lease in another store, under the next epoch.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote it there; otherwise as the store fails.
+    pub fn arrive(self, store: &StateStore) -> Result<HeldLease> {
+        let there = store.load_lease(&self.lease.pipeline_id)?;
+        let epoch = there.as_ref().map_or(0, |lease| lease.value.epoch).max(self.lease.epoch) + 1;
+        let lease = Lease {
+            epoch,
+            renewed_at: self.clock.now(),
+            released_at: None,
+            requests: Vec::new(),
+            moved: None,
+            ..self.lease
+        };
+        let expected = Expected::from(there.map(|lease| lease.version));
+        let version = store.save_lease(&lease, &expected, OPERATION_TIMEOUT)?;
+        let lease = Versioned { value: lease, version };
+        HeldLease::spawn(store.clone(), self.clock, lease, self.tempo, self.on_event)
     }
 }
 
@@ -306,7 +376,7 @@ impl Shared {
     fn renew(&self, held: &Versioned<Lease>, timeout: Duration) -> Result<Option<LostReason>> {
         let mut next = held.value.clone();
         let mut expected = held.version;
-        let mut new_requests = Vec::new();
+        let mut new_requests: Vec<Request> = Vec::new();
         loop {
             let attempted = self.clock.monotonic();
             next.renewed_at = self.clock.now();
@@ -316,7 +386,12 @@ impl Shared {
                     self.renewed(next, version, attempted);
                     (self.on_event)(LeaseEvent::Renewed);
                     for request in new_requests {
-                        (self.on_event)(LeaseEvent::StopRequested(request));
+                        (self.on_event)(match request.kind {
+                            RequestKind::Mirror | RequestKind::CutOver => {
+                                LeaseEvent::MoveRequested(request)
+                            }
+                            _ => LeaseEvent::StopRequested(request),
+                        });
                     }
                     return Ok(None);
                 }
@@ -335,10 +410,13 @@ impl Shared {
             next = current.value;
             new_requests.clear();
             for request in &mut next.requests {
-                if request.acknowledged_at.is_none() {
+                if request.acknowledged_at.is_none() && request.kind != RequestKind::Unknown {
                     request.acknowledged_at = Some(self.clock.now());
                     match request.kind {
-                        RequestKind::Stop => new_requests.push(request.clone()),
+                        RequestKind::Stop | RequestKind::Mirror | RequestKind::CutOver => {
+                            new_requests.push(request.clone());
+                        }
+                        RequestKind::Unknown => {}
                         RequestKind::ClearCache => {
                             let records = self.store.clear_cache();
                             let (id, from) = (&request.id, &request.from);

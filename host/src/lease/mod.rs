@@ -10,13 +10,16 @@ mod cache;
 mod heartbeat;
 mod identity;
 mod lock;
+mod moved;
 mod registry;
+mod requests;
 
-pub use acquire::{Acquire, Acquired, Takeover, acquire};
+pub use acquire::{Acquire, Acquired, MIGRATE, Takeover, acquire};
 pub use cache::{Answer, request_clear_cache};
-pub use heartbeat::{HeldLease, LeaseEvent, LostReason, Tempo, safe_time};
+pub use heartbeat::{Departed, HeldLease, LeaseEvent, LostReason, Tempo, safe_time};
 pub use identity::{Liveness, liveness, person, this_process};
 pub use lock::{lock, unlock};
 pub use registry::{
     StopOutcome, Worker, WorkerStatus, Workers, find_worker, force_release, request_stop, workers,
 };
+pub use requests::{answer, post};

@@ -166,6 +166,8 @@ pub fn request_stop(
                 from: from.to_owned(),
                 requested_at: clock.now(),
                 acknowledged_at: None,
+                destination: None,
+                outcome: None,
             });
         }
         !asked
@@ -186,8 +188,8 @@ pub fn request_stop(
 /// holder is fenced. Returns the lease as it was; `None` when there was none to release.
 ///
 /// # Errors
-/// `Corrupt` when the record cannot be read: then nothing says who holds it, and only
-/// [`StateStore::overwrite_lease`] helps. Otherwise as the store fails.
+/// `Corrupt` when the record cannot be read: then nothing says who holds it, and it must be
+/// replaced. Otherwise as the store fails.
 pub fn force_release(
     store: &StateStore,
     clock: &dyn Clock,

@@ -54,7 +54,7 @@ fn compare(
 }
 
 /// The path of a field. A key that would read as a path itself is quoted.
-fn below(path: &str, key: &str) -> String {
+pub(super) fn below(path: &str, key: &str) -> String {
     let plain = !key.is_empty() && !key.contains(['.', '[', ']', '"']);
     match (plain, path) {
         (true, "") => key.to_owned(),

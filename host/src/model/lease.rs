@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Extra, PipelineName};
+use super::{Destination, Extra, Moved, PipelineName};
 use crate::metrics::Figures;
 
 /// Who a worker is: enough to tell on its own machine whether it still lives.
@@ -58,6 +58,9 @@ pub struct Lease {
     /// A lock that a person put on the pipeline; it outlives the command that put it there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lock: Option<ManualLock>,
+    /// Where the pipeline went, when it lives in another store: nobody acquires this lease then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<Moved>,
     /// Fields of a newer version.
     #[serde(flatten)]
     pub extra: Extra,
@@ -91,6 +94,22 @@ pub struct Request {
     /// When the holder saw it and began to obey.
     #[serde(default)]
     pub acknowledged_at: Option<DateTime<Utc>>,
+    /// Where to, for those that move a pipeline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<Destination>,
+    /// How it went, for those that take their time; absent until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<RequestOutcome>,
+}
+
+/// How a request went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestOutcome {
+    /// It is done.
+    Done,
+    /// It cannot be done, and why.
+    Failed(String),
 }
 
 /// What can be asked of a holder.
@@ -101,6 +120,13 @@ pub enum RequestKind {
     Stop,
     /// Forget the records that are kept in memory; acknowledged when that is done.
     ClearCache,
+    /// Write to another store as well, from the next checkpoint on.
+    Mirror,
+    /// Leave this store for the one that is written to as well.
+    CutOver,
+    /// Something that a newer oxide_flow can do.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Lease {

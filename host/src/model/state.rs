@@ -173,6 +173,8 @@ impl PipelineState {
         self.status = PipelineStatus::Running;
         self.finished_at = None;
         self.last_heartbeat = now;
+        // The worker before may have died at a step, which need not be the first to go on.
+        self.interrupt_running_steps();
     }
 
     /// An attempt at a step starts.
@@ -269,6 +271,16 @@ impl PipelineState {
         self.worker_id = None;
         self.estimated_completion = None;
         self.finished_at = (status != PipelineStatus::Paused).then_some(now);
+        self.interrupt_running_steps();
+    }
+
+    /// No step runs where no worker has started one.
+    fn interrupt_running_steps(&mut self) {
+        for step in self.step_states.values_mut() {
+            if step.status == StepStatus::Running {
+                step.status = StepStatus::Pending;
+            }
+        }
     }
 }
 
@@ -314,6 +326,19 @@ mod tests {
             state.record_progress("b", &most, second(1));
         }
         assert_eq!((state.records_processed, state.batch_number), (u64::MAX, u64::MAX));
+    }
+
+    #[test]
+    fn no_step_is_left_running_where_nobody_runs_it() {
+        let mut state = state();
+        state.take_on("w", 1, second(1));
+        state.start_step("a", second(2));
+        // The worker dies, and the next one goes on with another step.
+        state.take_on("w2", 2, second(3));
+        assert_eq!(state.step_states["a"].status, StepStatus::Pending);
+        state.start_step("b", second(4));
+        state.finish(PipelineStatus::Paused, second(5));
+        assert_eq!(state.step_states["b"].status, StepStatus::Pending);
     }
 
     #[test]

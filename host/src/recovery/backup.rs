@@ -1,13 +1,17 @@
 //! Keeping copies: backups of states, and the bytes of damaged ones.
 
 use base64ct::{Base64, Encoding};
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, Utc};
 use serde_json::json;
 
+use super::rewrite::Kept;
 use crate::clock::Clock;
-use crate::error::{Result, chain};
+use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::{Backup, Extra, PipelineName, PipelineState, Quarantined};
-use crate::store::{DamagedState, StateRecord, StateStore};
+use crate::store::{DamagedLease, DamagedState, ExaminedState, StateRecord, StateStore};
+
+/// The time in the id of a copy.
+const ID_TIME: &str = "%Y%m%dT%H%M%S%.3fZ";
 
 /// Keeps a copy of a state, and returns the id of the backup.
 ///
@@ -40,6 +44,32 @@ pub fn back_up_record(
     keep(store, clock, &record.state.value, reason, extra)
 }
 
+/// Keeps a copy of whatever is stored as the state of a pipeline, which a worker may be on: a
+/// backup of what was saved last, or the bytes of a damaged state.
+///
+/// # Errors
+/// `NotFound` when there is no state; otherwise as the store fails.
+pub fn back_up_now(
+    store: &StateStore,
+    clock: &dyn Clock,
+    pipeline: &PipelineName,
+    reason: &str,
+) -> Result<(ExaminedState, Kept)> {
+    let stored = store.examine_state(pipeline)?;
+    let kept = match &stored {
+        ExaminedState::Whole(record) => Kept::Backup(back_up_record(store, clock, record, reason)?),
+        ExaminedState::Damaged(damaged) => {
+            Kept::Quarantined(quarantine(store, clock, pipeline, damaged, reason)?)
+        }
+        ExaminedState::Absent => {
+            let message = format!("pipeline `{pipeline}` has no state");
+            return Err(Error::new(ErrorKind::NotFound, message)
+                .hint("`oxide_flow state list` shows those that have one"));
+        }
+    };
+    Ok((stored, kept))
+}
+
 /// Keeps the bytes of a damaged state before it is replaced, and returns the id they are under.
 ///
 /// # Errors
@@ -51,21 +81,54 @@ pub fn quarantine(
     damaged: &DamagedState,
     reason: &str,
 ) -> Result<String> {
-    let quarantined_at = clock.now();
-    let quarantine_id = copy_id(quarantined_at);
-    store.save_quarantined(&Quarantined {
-        quarantine_id: quarantine_id.clone(),
-        pipeline_id: pipeline.clone(),
-        key: format!("state/{pipeline}"),
-        quarantined_at,
-        reason: reason.to_owned(),
-        damage: chain(&damaged.error),
-        bytes: damaged.remains.as_deref().map(Base64::encode_string),
-        extra: Extra::new(),
-    })?;
-    tracing::warn!(target: "oxide_flow::state", %pipeline, quarantine_id, reason,
+    let id = keep_bytes(
+        store,
+        Quarantined {
+            quarantine_id: String::new(),
+            pipeline_id: pipeline.clone(),
+            key: format!("state/{pipeline}"),
+            quarantined_at: clock.now(),
+            reason: reason.to_owned(),
+            damage: chain(&damaged.error),
+            bytes: damaged.remains.as_deref().map(Base64::encode_string),
+            extra: Extra::new(),
+        },
+    )?;
+    tracing::warn!(target: "oxide_flow::state", %pipeline, quarantine_id = id, reason,
         "Damaged state quarantined");
-    Ok(quarantine_id)
+    Ok(id)
+}
+
+/// Keeps the bytes of a damaged lease before it is replaced, and returns the id they are under.
+///
+/// # Errors
+/// As [`quarantine`].
+pub(super) fn quarantine_lease(
+    store: &StateStore,
+    clock: &dyn Clock,
+    pipeline: &PipelineName,
+    damaged: &DamagedLease,
+    reason: &str,
+) -> Result<String> {
+    keep_bytes(
+        store,
+        Quarantined {
+            quarantine_id: String::new(),
+            pipeline_id: pipeline.clone(),
+            key: format!("lease/{pipeline}"),
+            quarantined_at: clock.now(),
+            reason: reason.to_owned(),
+            damage: chain(&damaged.error),
+            bytes: damaged.remains.as_deref().map(Base64::encode_string),
+            extra: Extra::new(),
+        },
+    )
+}
+
+fn keep_bytes(store: &StateStore, kept: Quarantined) -> Result<String> {
+    let id = copy_id(kept.quarantined_at);
+    store.save_quarantined(&Quarantined { quarantine_id: id.clone(), ..kept })?;
+    Ok(id)
 }
 
 fn keep(
@@ -93,5 +156,25 @@ fn keep(
 fn copy_id(time: DateTime<Utc>) -> String {
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
     // The last digits of a ulid are random.
-    format!("{}-{}", time.format("%Y%m%dT%H%M%S%.3fZ"), &unique[unique.len() - 6..])
+    format!("{}-{}", time.format(ID_TIME), &unique[unique.len() - 6..])
+}
+
+/// When the copy of this id was made; `None` when it is no id of ours.
+pub(super) fn time_of(copy_id: &str) -> Option<DateTime<Utc>> {
+    let (time, _) = copy_id.split_once('-')?;
+    NaiveDateTime::parse_from_str(time, ID_TIME).ok().map(|time| time.and_utc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_tells_when_the_copy_was_made() {
+        let time = DateTime::from_timestamp_millis(1_795_000_000_679).unwrap();
+        assert_eq!(time_of(&copy_id(time)), Some(time));
+        for foreign in ["", "-", "latest", "20261123-fzz1x1", "20261399T000000.000Z-fzz1x1"] {
+            assert_eq!(time_of(foreign), None, "{foreign}");
+        }
+    }
 }

@@ -13,15 +13,15 @@ use crate::store::StateStore;
 const LEASE_TTL: Duration = Duration::from_secs(30);
 
 /// Which pipeline to hold, and what for.
-pub(super) struct Claim<'a> {
+pub struct Claim<'a> {
     /// The pipeline.
-    pub(super) pipeline: &'a PipelineName,
+    pub pipeline: &'a PipelineName,
     /// What for; shown to those who find the lease held.
-    pub(super) purpose: &'a str,
+    pub purpose: &'a str,
     /// How long to wait for a live worker to finish.
-    pub(super) wait: Duration,
+    pub wait: Duration,
     /// The epoch of the lease is greater than this.
-    pub(super) epoch_floor: u64,
+    pub epoch_floor: u64,
 }
 
 /// Acquires the lease, calls `work` with its epoch, and releases it again.
@@ -29,7 +29,7 @@ pub(super) struct Claim<'a> {
 /// # Errors
 /// `LeaseHeld` when a live worker is on the pipeline; as `work` fails; otherwise as the store
 /// fails.
-pub(super) fn under_lease<T>(
+pub fn under_lease<T>(
     store: &StateStore,
     clock: &Arc<dyn Clock>,
     claim: &Claim<'_>,

@@ -87,17 +87,7 @@ pub fn rewrite(
         let Some(mut state) = change(&stored)? else {
             return Ok(None);
         };
-        let reason = format!("before {}", request.purpose);
-        let kept = match &stored {
-            ExaminedState::Whole(record) if options.backup => {
-                Some(Kept::Backup(back_up_record(store, clock.as_ref(), record, &reason)?))
-            }
-            ExaminedState::Damaged(damaged) => {
-                let id = quarantine(store, clock.as_ref(), pipeline, damaged, &reason)?;
-                Some(Kept::Quarantined(id))
-            }
-            ExaminedState::Whole(_) | ExaminedState::Absent => None,
-        };
+        let kept = keep_first(store, clock.as_ref(), pipeline, &stored, request.purpose, options)?;
         let (_, stored_version) = stored.counters();
         state.version = state.version.max(stored_version);
         state.epoch = epoch;
@@ -118,10 +108,33 @@ pub fn rewrite(
     })
 }
 
+/// Keeps a copy of what a command is about to replace or delete; `None` when there is nothing, or
+/// when states are not to be backed up. Damaged bytes are kept in any case.
+pub(super) fn keep_first(
+    store: &StateStore,
+    clock: &dyn Clock,
+    pipeline: &PipelineName,
+    stored: &ExaminedState,
+    purpose: &str,
+    options: &RewriteOptions<'_>,
+) -> Result<Option<Kept>> {
+    let reason = format!("before {purpose}");
+    Ok(match stored {
+        ExaminedState::Whole(record) if options.backup => {
+            Some(Kept::Backup(back_up_record(store, clock, record, &reason)?))
+        }
+        ExaminedState::Damaged(damaged) => {
+            Some(Kept::Quarantined(quarantine(store, clock, pipeline, damaged, &reason)?))
+        }
+        ExaminedState::Whole(_) | ExaminedState::Absent => None,
+    })
+}
+
 /// Makes a state from elsewhere one that nobody runs here; the next run resumes it.
 pub(super) fn detach(state: &mut PipelineState) {
     state.worker_id = None;
     if state.status == PipelineStatus::Running {
-        state.status = PipelineStatus::Paused;
+        let last_saved = state.last_heartbeat;
+        state.finish(PipelineStatus::Paused, last_saved);
     }
 }

@@ -15,6 +15,7 @@ use chrono::TimeDelta;
 use super::events::{Event, RunEvent, StopCause, Stopper};
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
 use super::process::{OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
+use super::relocation;
 use super::session::Run;
 use super::singer;
 use super::steps::{Runner, step_state};
@@ -31,6 +32,8 @@ const DRAIN: Duration = Duration::from_secs(1);
 const LONGEST_CURSOR: usize = 100 * 1024;
 /// How many lines of a failed step's standard error are kept with its error.
 const CONTEXT_LINES: usize = 10;
+/// The longest time that is estimated for a step.
+const LONGEST_ESTIMATE: TimeDelta = TimeDelta::days(100 * 365);
 
 /// How an attempt at a step ended.
 pub(super) enum AttemptEnd {
@@ -130,6 +133,7 @@ impl Following<'_, '_> {
                     self.terminate();
                 }
                 Some(Event::Stop(_)) => self.process.kill(),
+                Some(Event::Move(request)) => relocation::obey(self.runner, run, &request)?,
                 Some(Event::Lost(reason)) => {
                     self.process.kill();
                     let error = reason.to_error(&run.state().pipeline_id);
@@ -270,17 +274,22 @@ impl Following<'_, '_> {
     /// Takes what the step wrote right before it ended.
     fn drain(&mut self, run: &mut Run) {
         let end = self.runner.parts.clock.monotonic() + DRAIN;
+        let mut later = Vec::new();
         while self.pipes_open > 0 {
             let left = end.saturating_sub(self.runner.parts.clock.monotonic());
             match self.runner.events.recv_timeout(left) {
                 Ok(Event::Process(started, _)) if started != self.started => {}
                 Ok(Event::Process(_, event)) => self.take(run, event),
                 Ok(Event::Stop(cause)) => self.stopped = Some(cause),
+                Ok(Event::Move(request)) => later.push(request),
                 Ok(Event::Renewed) => {}
                 // The next save finds the loss out by itself.
                 Ok(Event::Lost(reason)) => tracing::debug!(?reason, "lost while draining"),
-                Err(_) => return,
+                Err(_) => break,
             }
+        }
+        for request in later {
+            self.runner.sender.send(Event::Move(request)).unwrap_or_default();
         }
     }
 
@@ -404,5 +413,22 @@ fn time_left(step: &StepState, done_now: u64, elapsed: Duration) -> Option<TimeD
         return None;
     }
     let seconds = elapsed.as_secs_f64() / done_now as f64 * left as f64;
-    TimeDelta::try_milliseconds((seconds * 1000.0) as i64)
+    // Further away there is nothing to wait for, and soon no calendar.
+    TimeDelta::try_milliseconds((seconds * 1000.0) as i64).filter(|left| *left <= LONGEST_ESTIMATE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_total_that_nobody_lives_to_see_gives_no_estimate() {
+        let mut step = StepState::pending("a", "A");
+        step.records_total = Some(10);
+        step.records_processed = 4;
+        let elapsed = Duration::from_secs(2);
+        assert_eq!(time_left(&step, 4, elapsed), Some(TimeDelta::seconds(3)));
+        step.records_total = Some(u64::MAX);
+        assert_eq!(time_left(&step, 4, elapsed), None);
+    }
 }

@@ -41,6 +41,8 @@ pub enum RunEvent<'a> {
     StepFailed(&'a Step, &'a str, Option<Duration>),
     /// The run was asked to stop and the step is given time to end.
     Stopping(&'a StopCause),
+    /// The run left its store; the text says for which.
+    Moved(&'a str),
     /// A state that an earlier run had spooled was dealt with.
     Settled(&'a Settled),
     /// The store is away: checkpoints are spooled on local disk.
@@ -96,6 +98,8 @@ pub(super) enum Event {
     Process(Duration, ProcessEvent),
     /// The run is to stop.
     Stop(StopCause),
+    /// The pipeline is to move to another store.
+    Move(Request),
     /// The lease was renewed.
     Renewed,
     /// The lease is lost.

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use oxiflow_plugin_api::{Expected, Version};
 
+use super::care::SelfCare;
 use super::degraded::{Degraded, Fallback};
+use super::relocation::Mirror;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::{self, Event};
@@ -20,8 +22,10 @@ use crate::model::{
     ErrorRecord, ErrorType, Extra, HistoryKind, Holder, Lease, PipelineName, PipelineState,
     PipelineStatus, RequestKind, StepState,
 };
-use crate::recovery::{self, Rescued, Settled, replay, write_rescue_file};
-use crate::store::StateStore;
+use crate::recovery::{
+    self, Rescued, RoomScope, Settled, Upkeep, make_room, replay, write_rescue_file,
+};
+use crate::store::{ExaminedState, StateStore};
 
 /// What a run needs to begin.
 pub struct RunRequest {
@@ -37,8 +41,8 @@ pub struct RunRequest {
     pub fresh: bool,
     /// Whether a state that `fresh` gives up, or one of an older schema, is backed up first.
     pub backup: bool,
-    /// How many history records are kept.
-    pub history_keep: usize,
+    /// What is kept of the pipeline beside its state, and how often the run sees to that.
+    pub upkeep: Upkeep,
     /// How long the lease lasts after each renewal.
     pub lease_ttl: Duration,
     /// How often the lease is renewed.
@@ -81,12 +85,14 @@ pub struct Run {
     pub(super) state: PipelineState,
     /// The version of the record that the store is known to have.
     pub(super) version: Version,
+    pub(super) mirror: Option<Mirror>,
     pub(super) saved: Duration,
     pub(super) dirty: bool,
     pub(super) fallback: Fallback,
     /// Set while the store is away.
     pub(super) degraded: Option<Degraded>,
-    history_keep: usize,
+    pub(super) upkeep: Upkeep,
+    pub(super) care: Option<SelfCare>,
     rescue_folders: Vec<PathBuf>,
 }
 
@@ -99,7 +105,8 @@ impl Run {
     ///
     /// # Errors
     /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged, also
-    /// one in the spool; otherwise as the store fails.
+    /// one in the spool, unless the run starts over: then the damaged bytes are quarantined.
+    /// Otherwise as the store fails.
     pub fn begin(
         store: &StateStore,
         clock: &Arc<dyn Clock>,
@@ -110,7 +117,11 @@ impl Run {
     ) -> Result<Begun> {
         let pipeline = &request.pipeline;
         // A damaged state is found before the lease is taken, so that nothing is left behind.
-        let epoch_floor = store.load_state(pipeline)?.map_or(0, |state| state.value.epoch);
+        let epoch_floor = if request.fresh {
+            store.examine_state(pipeline)?.counters().0
+        } else {
+            store.load_state(pipeline)?.map_or(0, |state| state.value.epoch)
+        };
         let spool = &request.fallback.spool;
         spool.entries(store, pipeline)?;
         let acquired = acquire(
@@ -134,23 +145,28 @@ impl Run {
         if let Some(takeover) = &acquired.takeover {
             after_takeover(takeover);
         }
-        let taken_on = replay(store, spool, pipeline).and_then(|settled| {
+        let begun = replay(store, spool, pipeline).and_then(|settled| {
             let replayed = settled.iter().any(|settled| matches!(settled, Settled::Replayed(_)));
-            Ok((take_on(store, clock.as_ref(), request, epoch, replayed)?, settled))
+            let taken_on = take_on(store, clock.as_ref(), request, epoch, replayed)?;
+            let (store, clock) = (store.clone(), Arc::clone(clock));
+            let care = SelfCare::start(store, clock, pipeline.clone(), request.upkeep)?;
+            Ok((taken_on, settled, care))
         });
-        match taken_on {
-            Ok(((state, version, begin), settled)) => {
+        match begun {
+            Ok(((state, version, begin), settled, care)) => {
                 let run = Self {
                     store: store.clone(),
                     clock: Arc::clone(clock),
                     lease: Some(held),
                     state,
                     version,
+                    mirror: None,
                     saved: clock.monotonic(),
                     dirty: false,
                     fallback: request.fallback.clone(),
                     degraded: None,
-                    history_keep: request.history_keep,
+                    upkeep: request.upkeep,
+                    care: Some(care),
                     rescue_folders: Vec::new(),
                 };
                 if request.fresh && begin == Begin::New {
@@ -249,15 +265,22 @@ impl Run {
     }
 
     fn save_to_store(&mut self) -> Result<()> {
-        let error = match self.save_once() {
-            Err(error) if error.kind() == ErrorKind::NoSpace => error,
-            Err(error) if self.falls_back_on(&error) => return self.degrade(&error),
-            Err(error) if error.is_retryable() => return Err(error),
-            Err(error) => return Err(self.rescue(error)),
-            Ok(()) => return Ok(()),
-        };
-        tracing::warn!(error = crate::error::chain(&error), "the store is full; trying once more");
-        self.save_once().map_err(|error| self.rescue(error))
+        let mut saved = self.save_once();
+        for scope in [RoomScope::Own, RoomScope::All] {
+            let Err(error) = saved.as_ref().map_err(Error::kind) else { break };
+            if error != ErrorKind::NoSpace {
+                break;
+            }
+            let (clock, pipeline) = (self.clock.as_ref(), &self.state.pipeline_id);
+            make_room(&self.store, clock, pipeline, scope, &self.upkeep);
+            saved = self.save_once();
+        }
+        match saved {
+            Err(error) if self.falls_back_on(&error) => self.degrade(&error),
+            Err(error) if error.is_retryable() => Err(error),
+            Err(error) => Err(self.rescue(error)),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Keeps what is not saved on local disk, unless somebody else has the pipeline by now, and
@@ -325,6 +348,7 @@ impl Run {
                     self.version = version;
                     self.saved = self.clock.monotonic();
                     self.dirty = false;
+                    self.follow_in_mirror();
                     self.recovered();
                     return Ok(());
                 }
@@ -392,8 +416,9 @@ impl Run {
             return Err(error);
         }
         self.record_history(HistoryKind::Run, &ending(&self.state));
-        if let Some(lease) = self.lease.take() {
-            lease.release()?;
+        self.release();
+        if let Some(care) = self.care.take() {
+            care.finish();
         }
         Ok(self.state.clone())
     }
@@ -409,9 +434,19 @@ impl Run {
                 who: holder.as_deref().unwrap_or_default(),
                 why,
                 state: Some(&self.state),
-                keep: self.history_keep,
+                keep: self.upkeep.history_keep,
             },
         );
+    }
+
+    /// Gives the lease back, if it is held. How the run ended does not depend on that.
+    fn release(&mut self) {
+        if let Some(lease) = self.lease.take()
+            && let Err(error) = lease.release()
+        {
+            let pipeline = &self.state.pipeline_id;
+            tracing::warn!(%pipeline, %error, "cannot release the lease; it runs out by itself");
+        }
     }
 
     /// A save conflicted: names the worker that took over.
@@ -431,11 +466,8 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         // A store that is away is not asked again; the lease runs out by itself.
-        if let Some(lease) = self.lease.take().filter(|_| self.degraded.is_none())
-            && let Err(error) = lease.release()
-        {
-            let pipeline = &self.state.pipeline_id;
-            tracing::warn!(%pipeline, %error, "cannot release the lease; it runs out by itself");
+        if self.degraded.is_none() {
+            self.release();
         }
     }
 }
@@ -471,8 +503,22 @@ fn take_on(
     replayed: bool,
 ) -> Result<(PipelineState, Version, Begin)> {
     loop {
-        let stored = store.load_state_record(&request.pipeline)?;
-        let expected = Expected::from(stored.as_ref().map(|record| record.state.version));
+        let examined = if request.fresh {
+            store.examine_state(&request.pipeline)?
+        } else {
+            let record = store.load_state_record(&request.pipeline)?;
+            record.map_or(ExaminedState::Absent, |record| ExaminedState::Whole(Box::new(record)))
+        };
+        let expected = examined.expected();
+        let (stored, is_damaged) = match examined {
+            ExaminedState::Absent => (None, false),
+            ExaminedState::Whole(record) => (Some(*record), false),
+            ExaminedState::Damaged(damaged) => {
+                let reason = "before a fresh run";
+                recovery::quarantine(store, clock, &request.pipeline, &damaged, reason)?;
+                (None, true)
+            }
+        };
         if let Some(record) = stored.as_ref().filter(|_| request.backup) {
             if record.state.value.can_resume() && request.fresh {
                 recovery::back_up_record(store, clock, record, "before a fresh run")?;
@@ -481,7 +527,10 @@ fn take_on(
             }
         }
         let previous = stored.map(|record| record.state.value);
-        let (mut state, begin) = next_state(request, previous, replayed, clock);
+        let (mut state, mut begin) = next_state(request, previous, replayed, clock);
+        if is_damaged {
+            begin = Begin::New;
+        }
         state.take_on(&request.holder.worker_id, epoch, clock.now());
         match store.save_state(&mut state, &expected) {
             Ok(version) => return Ok((state, version, begin)),

@@ -15,6 +15,7 @@ use super::attempt::{self, AttemptEnd};
 use super::events::{Event, Outcome, RunEvent, RunObserver, StopCause, Stopper};
 use super::orphans::end_processes_of;
 use super::process::Control;
+use super::relocation::{self, OpenStore};
 use super::session::{Begun, Run, RunRequest, rescue_folders};
 use crate::clock::Clock;
 use crate::config::{Pipeline, Step};
@@ -54,6 +55,8 @@ pub struct RunnerParts<'a> {
     pub checkpoint_interval: Duration,
     /// The oxide_flow program, which supervises the steps.
     pub executable: PathBuf,
+    /// Opens another store, when the run is asked to move there.
+    pub open_store: &'a OpenStore<'a>,
     /// Who is told what happens.
     pub observer: &'a dyn RunObserver,
 }
@@ -100,6 +103,7 @@ impl<'a> Runner<'a> {
                         Event::Renewed
                     }
                     LeaseEvent::StopRequested(request) => Event::Stop(StopCause::Request(request)),
+                    LeaseEvent::MoveRequested(request) => Event::Move(request),
                     LeaseEvent::Lost(reason) => Event::Lost(reason),
                 };
                 sender.send(event).unwrap_or_default();
@@ -269,6 +273,7 @@ impl<'a> Runner<'a> {
                     let error = reason.to_error(&run.state().pipeline_id);
                     return Err(run.rescue(error));
                 }
+                Ok(Event::Move(request)) => relocation::obey(self, run, &request)?,
                 Ok(Event::Renewed) => {
                     run.catch_up()?;
                     self.tell_degradation(run);

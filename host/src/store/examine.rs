@@ -3,10 +3,13 @@
 use oxiflow_plugin_api::{Call, Expected};
 use serde_json::Value;
 
-use super::{OPERATION_TIMEOUT, StateRecord, StateStore, check_subject, keys, state_record};
+use super::{
+    AUXILIARY_SCHEMA, OPERATION_TIMEOUT, StateRecord, StateStore, Versioned, check_subject, keys,
+    parse, state_record,
+};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layer::{DamagedRecord, Examined};
-use crate::model::{PipelineName, schema};
+use crate::layer::{Damage, DamagedRecord, Examined, damage};
+use crate::model::{Lease, PipelineName, schema};
 
 /// What is stored as the state of a pipeline.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub enum ExaminedState {
 pub struct DamagedState {
     /// What is wrong with it, of kind `Corrupt`.
     pub error: Error,
+    /// In which way the record is damaged; `None` when it verifies, and holds no state.
+    pub damage: Option<Damage>,
     /// What a write must expect that replaces exactly this.
     pub expected: Expected,
     /// The stored bytes; the body alone of a record that verifies; `None` when the backend does
@@ -41,6 +46,30 @@ pub struct SalvagedState {
     /// Whether it is as it was written, byte by byte: then only what it says is wrong. Otherwise
     /// any field may have been changed by the damage.
     pub is_verified: bool,
+}
+
+/// What is stored as the lease of a pipeline.
+#[derive(Debug)]
+pub enum ExaminedLease {
+    /// Nothing.
+    Absent,
+    /// A lease that can be read.
+    Whole(Box<Versioned<Lease>>),
+    /// Something that is none.
+    Damaged(Box<DamagedLease>),
+}
+
+/// A stored lease that cannot be read, and what is left of it.
+#[derive(Debug)]
+pub struct DamagedLease {
+    /// What is wrong with it, of kind `Corrupt`.
+    pub error: Error,
+    /// What a write must expect that replaces exactly this.
+    pub expected: Expected,
+    /// The stored bytes, if the backend hands them over.
+    pub remains: Option<Vec<u8>>,
+    /// What they seem to say; the damage may be anywhere in it.
+    pub salvaged: Option<Lease>,
 }
 
 impl ExaminedState {
@@ -102,6 +131,7 @@ impl StateStore {
                         let salvaged = document(&record.body, true);
                         ExaminedState::Damaged(Box::new(DamagedState {
                             error,
+                            damage: None,
                             expected: Expected::Version(record.version),
                             remains: Some(record.body),
                             salvaged,
@@ -111,9 +141,44 @@ impl StateStore {
                 }
             }
             Examined::Damaged(DamagedRecord { error, expected, remains, salvage }) => {
+                let damage = Some(damage(&key, remains.as_deref(), salvage.as_ref()));
                 let salvaged = salvage.and_then(|found| document(&found.body, found.is_verified));
-                let damaged = DamagedState { error, expected, remains, salvaged };
+                let damaged = DamagedState { error, damage, expected, remains, salvaged };
                 ExaminedState::Damaged(Box::new(damaged))
+            }
+        })
+    }
+
+    /// Looks at the lease of a pipeline, where damage is a finding and no failure.
+    ///
+    /// # Errors
+    /// As [`examine_state`](Self::examine_state).
+    pub fn examine_lease(&self, pipeline: &PipelineName) -> Result<ExaminedLease> {
+        let key = keys::lease(pipeline);
+        let doing =
+            |error: Error| error.while_doing(format!("cannot load the lease of `{pipeline}`"));
+        let examined = self.records.examine(&Call::within(OPERATION_TIMEOUT), &key);
+        Ok(match examined.map_err(doing)? {
+            Examined::Absent => ExaminedLease::Absent,
+            Examined::Whole(record) => match parse::<Lease>(&key, &record, AUXILIARY_SCHEMA) {
+                Ok(value) => {
+                    ExaminedLease::Whole(Box::new(Versioned { value, version: record.version }))
+                }
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    ExaminedLease::Damaged(Box::new(DamagedLease {
+                        error: doing(error),
+                        expected: Expected::Version(record.version),
+                        remains: Some(record.body),
+                        salvaged: None,
+                    }))
+                }
+                Err(error) => return Err(doing(error)),
+            },
+            Examined::Damaged(DamagedRecord { error, expected, remains, salvage }) => {
+                let salvaged = salvage.and_then(|found| serde_json::from_slice(&found.body).ok());
+                let error = doing(error);
+                let damaged = DamagedLease { error, expected, remains, salvaged };
+                ExaminedLease::Damaged(Box::new(damaged))
             }
         })
     }

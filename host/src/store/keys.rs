@@ -14,6 +14,9 @@ pub(super) const BACKUPS: &str = "backup/";
 /// Prefix of all damaged bytes that were replaced.
 pub(super) const QUARANTINE: &str = "quarantine/";
 
+/// Prefix of what is known of migrations of the whole store.
+pub(super) const MIGRATION: &str = "migration/";
+
 /// Prefix of what `state benchmark` writes, and removes.
 pub(super) const BENCHMARKS: &str = "benchmark/";
 

@@ -7,9 +7,13 @@ mod backup;
 mod benchmark;
 mod examine;
 mod history;
+mod integrity;
 mod keys;
 mod observe;
 mod sealing;
+#[cfg(test)]
+mod testing;
+mod transfer;
 
 use std::time::{Duration, Instant};
 
@@ -19,12 +23,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::error::{Error, ErrorKind, Result};
+pub use crate::layer::Damage;
 use crate::layer::{Record, Records};
 use crate::model::{Lease, PipelineName, PipelineState, SCHEMA_VERSION, schema};
 
 pub use backup::ListedBackup;
 pub use benchmark::{Benchmark, BenchmarkPlan, Phase, RoundTrip};
-pub use examine::{DamagedState, ExaminedState, SalvagedState};
+pub use examine::{DamagedLease, DamagedState, ExaminedLease, ExaminedState, SalvagedState};
+pub use integrity::RecordName;
 pub use observe::{Inventory, Stored};
 pub use sealing::{RescueEnvelope, Sealed};
 
@@ -111,11 +117,11 @@ impl StateStore {
             if error.kind() == ErrorKind::Corrupt {
                 tracing::error!(target: "oxide_flow::state", %pipeline, "State corruption detected");
             }
-            error.while_doing(what())
+            with_remedy(error.while_doing(what()), pipeline)
         })?;
         if let Some(record) = &loaded {
             check_subject(&record.state.value, pipeline)
-                .map_err(|error| error.while_doing(what()))?;
+                .map_err(|error| with_remedy(error.while_doing(what()), pipeline))?;
             let duration_ms = milliseconds(started);
             tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms, "State loaded");
         }
@@ -143,13 +149,15 @@ impl StateStore {
     ) -> Result<Version> {
         let started = Instant::now();
         let pipeline = state.pipeline_id.clone();
-        state.version += 1;
+        let before = state.version;
+        // An imported state may claim to have been saved any number of times.
+        state.version = before.saturating_add(1);
         let key = keys::state(&pipeline);
         let saved = self.body_of(state).and_then(|body| {
             self.records.put(&Call::within(timeout), &key, SCHEMA_VERSION, &body, expected)
         });
         let (version, bytes) = saved.map_err(|error| {
-            state.version -= 1;
+            state.version = before;
             error.while_doing(format!("cannot save the state of pipeline `{pipeline}`"))
         })?;
         let duration_ms = milliseconds(started);
@@ -165,6 +173,35 @@ impl StateStore {
         Ok(version)
     }
 
+    /// Writes a state as it is, without counting the save: a copy of what another store holds.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn copy_state(&self, state: &PipelineState, expected: &Expected) -> Result<Version> {
+        let pipeline = &state.pipeline_id;
+        let saved = self.save(&keys::state(pipeline), SCHEMA_VERSION, state, expected);
+        saved
+            .map(|(version, _)| version)
+            .map_err(|error| error.while_doing(format!("cannot copy the state of `{pipeline}`")))
+    }
+
+    /// Deletes the state of a pipeline if `expected` holds; `false` when there is none.
+    ///
+    /// # Errors
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn delete_state(&self, pipeline: &PipelineName, expected: &Expected) -> Result<bool> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        let deleted = self.records.delete(&call, &keys::state(pipeline), expected);
+        let deleted = deleted.map_err(|error| {
+            let what = format!("cannot delete the state of pipeline `{pipeline}`");
+            Error::from(error).while_doing(what)
+        })?;
+        if deleted {
+            tracing::info!(target: "oxide_flow::state", %pipeline, "State deleted");
+        }
+        Ok(deleted)
+    }
+
     /// The pipelines that have a state, by name.
     ///
     /// # Errors
@@ -178,8 +215,16 @@ impl StateStore {
     /// # Errors
     /// `Corrupt` when the record is damaged; otherwise as the storage fails.
     pub fn load_lease(&self, pipeline: &PipelineName) -> Result<Option<Versioned<Lease>>> {
-        self.load(&keys::lease(pipeline), AUXILIARY_SCHEMA)
-            .map_err(|error| error.while_doing(format!("cannot load the lease of `{pipeline}`")))
+        self.load(&keys::lease(pipeline), AUXILIARY_SCHEMA).map_err(|error| {
+            let error = error.while_doing(format!("cannot load the lease of `{pipeline}`"));
+            if error.kind() != ErrorKind::Corrupt {
+                return error;
+            }
+            error.hint(format!(
+                "make sure that no worker runs it, then mend it with `oxide_flow state repair \
+                 {pipeline}`"
+            ))
+        })
     }
 
     /// Writes the lease of a pipeline if `expected` holds. `deadline` bounds the attempt.
@@ -226,12 +271,16 @@ impl StateStore {
         }
     }
 
-    /// Writes a lease over whatever is there, also over a damaged record.
+    /// Deletes the lease record of a pipeline if `expected` holds. The epoch is forgotten with it:
+    /// only for a pipeline that nothing was ever saved of under the lease.
     ///
     /// # Errors
-    /// As the storage fails.
-    pub fn overwrite_lease(&self, lease: &Lease) -> Result<Version> {
-        self.save_lease(lease, &Expected::Any, OPERATION_TIMEOUT)
+    /// `Conflict` when somebody else wrote; otherwise as the storage fails.
+    pub fn delete_lease(&self, pipeline: &PipelineName, expected: &Expected) -> Result<()> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        self.records.delete(&call, &keys::lease(pipeline), expected).map(drop).map_err(|error| {
+            Error::from(error).while_doing(format!("cannot delete the lease of `{pipeline}`"))
+        })
     }
 
     /// The pipelines that have a lease record, released or not, by name.
@@ -336,7 +385,13 @@ fn parse<T: DeserializeOwned>(key: &str, record: &Record, schema: u32) -> Result
 fn state_record(key: &str, record: &Record) -> Result<StateRecord> {
     let version = record.version;
     if record.schema >= SCHEMA_VERSION {
-        let value = parse(key, record, SCHEMA_VERSION)?;
+        let value: PipelineState = parse(key, record, SCHEMA_VERSION)?;
+        // Who reads a copy of it goes by what it says of itself.
+        if value.schema_version != record.schema {
+            let (said, sealed) = (value.schema_version, record.schema);
+            let message = format!("the record of `{key}` has schema {sealed}, its state {said}");
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
         return Ok(StateRecord { state: Versioned { value, version }, original: None });
     }
     let document: Value = parse(key, record, SCHEMA_VERSION)?;
@@ -369,6 +424,18 @@ fn with_state<T: DeserializeOwned>(mut document: Value, what: &str) -> Result<T>
     }
     serde_json::from_value(document)
         .map_err(|error| wrong(Error::new(ErrorKind::Invalid, "it does not read").because(error)))
+}
+
+/// What to do about a damaged state.
+fn with_remedy(error: Error, pipeline: &PipelineName) -> Error {
+    if error.kind() != ErrorKind::Corrupt {
+        return error;
+    }
+    error.hint(format!(
+        "see what is wrong with `oxide_flow state validate {pipeline}`, then mend it with \
+         `oxide_flow state repair {pipeline}`, or go back with `oxide_flow state restore {pipeline} \
+         --backup latest`"
+    ))
 }
 
 /// A state must be about the pipeline it is stored for.

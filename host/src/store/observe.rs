@@ -8,7 +8,9 @@ use oxiflow_plugin_api::Call;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{OPERATION_TIMEOUT, StateStore, body_of, check_subject, keys, milliseconds, parse};
+use super::{
+    OPERATION_TIMEOUT, StateStore, body_of, check_subject, keys, milliseconds, parse, with_remedy,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::Record;
 use crate::metrics::Figures;
@@ -32,6 +34,10 @@ pub struct Inventory {
     pub leases: Stored,
     /// Backups.
     pub backups: Stored,
+    /// History records.
+    pub history: Stored,
+    /// Damaged bytes that were replaced.
+    pub quarantined: Stored,
 }
 
 impl StateStore {
@@ -55,7 +61,8 @@ impl StateStore {
             if error.kind() == ErrorKind::Corrupt {
                 tracing::error!(target: "oxide_flow::state", %pipeline, "State corruption detected");
             }
-            error.while_doing(format!("cannot load the state of pipeline `{pipeline}`"))
+            let what = format!("cannot load the state of pipeline `{pipeline}`");
+            with_remedy(error.while_doing(what), pipeline)
         })?;
         Ok(read.map(|kept| {
             let duration_ms = milliseconds(started);
@@ -89,6 +96,8 @@ impl StateStore {
             states: self.stored(keys::STATES)?,
             leases: self.stored(keys::LEASES)?,
             backups: self.stored(keys::BACKUPS)?,
+            history: self.stored(keys::HISTORY)?,
+            quarantined: self.stored(keys::QUARANTINE)?,
         })
     }
 

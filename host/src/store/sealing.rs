@@ -2,24 +2,42 @@
 //! that are kept outside of the storage.
 
 use chrono::{DateTime, Utc};
-use oxiflow_plugin_api::{Call, Version};
+use oxiflow_plugin_api::{Call, Expected, Version};
 
 use super::{OPERATION_TIMEOUT, StateStore, keys};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layer::{self, Encryption, Record};
+use crate::layer::{self, Record, SealedRecord};
 use crate::model::PipelineName;
 
 /// All prefixes that records are kept under.
-const PREFIXES: [&str; 5] =
-    [keys::STATES, keys::LEASES, keys::BACKUPS, keys::HISTORY, keys::QUARANTINE];
+const PREFIXES: [&str; 6] =
+    [keys::STATES, keys::LEASES, keys::BACKUPS, keys::HISTORY, keys::QUARANTINE, keys::MIGRATION];
 
 /// Prefix of the names that rescued states are sealed under; never a key of the storage.
 const RESCUED: &str = "rescue/";
 
 /// A record as it is sealed.
-pub struct Sealed {
-    record: Record,
-    encryption: Option<Encryption>,
+pub struct Sealed(SealedRecord);
+
+impl Sealed {
+    /// Whether another record says the same: the same body, schema and time of saving.
+    #[must_use]
+    pub fn equals(&self, other: &Self) -> bool {
+        let (one, other) = (&self.0.record, &other.0.record);
+        (one.schema, one.saved_at) == (other.schema, other.saved_at) && one.body == other.body
+    }
+
+    /// The size of the record, in bytes.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.0.bytes.len()
+    }
+
+    /// The version it was read at.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.0.record.version
+    }
 }
 
 /// Bytes of a rescued state, and the pipeline it is of.
@@ -66,8 +84,7 @@ impl StateStore {
     /// `Corrupt` when the record is damaged, `Configuration` when its key is not configured;
     /// otherwise as the storage fails.
     pub fn load_sealed(&self, key: &str) -> Result<Option<Sealed>> {
-        let read = self.records.get_sealed(&Call::within(OPERATION_TIMEOUT), key)?;
-        Ok(read.map(|(record, encryption)| Sealed { record, encryption }))
+        Ok(self.records.get_sealed(&Call::within(OPERATION_TIMEOUT), key)?.map(Sealed))
     }
 
     /// Whether a record is sealed as a new one would be.
@@ -75,7 +92,7 @@ impl StateStore {
     /// # Errors
     /// `Io` when there is no randomness for a salt.
     pub fn is_current(&self, sealed: &Sealed) -> Result<bool> {
-        self.records.is_current(sealed.encryption.as_ref())
+        self.records.is_current(sealed.0.encryption.as_ref())
     }
 
     /// Writes a record again, with its time, under the current key.
@@ -84,7 +101,22 @@ impl StateStore {
     /// `Conflict` when the record is no longer the one that was read; otherwise as the storage
     /// fails.
     pub fn reseal(&self, key: &str, sealed: &Sealed) -> Result<Version> {
-        self.records.reseal(&Call::within(OPERATION_TIMEOUT), key, &sealed.record)
+        self.records.reseal(&Call::within(OPERATION_TIMEOUT), key, &sealed.0.record)
+    }
+
+    /// Writes a record of another store: as the bytes that are stored there, so that both stores
+    /// are equal byte by byte, or sealed again with its time where this store seals otherwise.
+    ///
+    /// # Errors
+    /// `Conflict` when `expected` does not hold; otherwise as the storage fails.
+    pub fn save_sealed(&self, key: &str, sealed: &Sealed, expected: &Expected) -> Result<Version> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        if self.is_current(sealed)? {
+            return self.records.put_sealed(&call, key, &sealed.0.bytes, expected);
+        }
+        let Record { schema, body, saved_at, .. } = &sealed.0.record;
+        let bytes = self.records.seal(&call, key, *schema, body, *saved_at)?;
+        self.records.put_sealed(&call, key, &bytes, expected)
     }
 
     /// Seals something of a pipeline that the storage could not take.

@@ -14,13 +14,15 @@
 //! ```
 //!
 //! A stored file is the value's bytes followed by one footer line; [`record`] says which.
-//! [`path`] maps keys to paths and back, [`lock`] keeps writers of one key apart, [`write`]
+//! [`path`] maps keys to paths and back, [`lock`] keeps writers of one key apart and [`holder`] says who
+//! is in the way, [`write`]
 //! replaces files so that they survive power loss, [`listing`] walks the folder, and [`backend`]
 //! puts them together.
 
 mod backend;
 mod config;
 mod failure;
+mod holder;
 mod listing;
 mod lock;
 mod path;

@@ -28,6 +28,7 @@ use oxiflow_plugin_api::{BackendError, Call};
 use rustix::fs::OFlags;
 
 use crate::failure::failed;
+use crate::holder::holder_of;
 
 /// How many locks there are.
 const STRIPES: u32 = 64;
@@ -258,6 +259,8 @@ impl Wait {
         let limit = humantime::format_duration(Duration::from_millis(
             self.limit.as_millis().try_into().unwrap_or(u64::MAX),
         ));
-        BackendError::timeout(format!("other writers held {} for {limit}", lock.display()))
+        let holder = holder_of(lock)
+            .map_or("other writers".to_owned(), |holder| format!("other writers, now {holder},"));
+        BackendError::timeout(format!("{holder} held {} for {limit}", lock.display()))
     }
 }

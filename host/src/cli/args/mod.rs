@@ -10,8 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::model::PipelineName;
 
 pub(super) use state::{
-    BenchmarkArgs, ExportFormat, LockArgs, PushArgs, RekeyArgs, StateCommand, StateListArgs,
-    UpgradeArgs,
+    BackupArgs, BenchmarkArgs, CleanupArgs, DeleteArgs, ExportFormat, LockArgs, PushArgs,
+    RekeyArgs, RepairArgs, RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateArgs,
+    ValidateBackupArgs,
 };
 
 /// Durable state for data pipelines: checkpoints, leases, recovery.
@@ -72,8 +73,19 @@ pub(super) enum Command {
     /// Look at backend plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
-    /// Remove what is kept beyond its bounds, once; for cron
+    /// Make the backups that are due and remove what need not be kept, once; for cron
     Maintain(MaintainArgs),
+    /// Move all pipelines to another store
+    #[command(
+        after_help = "Each pipeline lives in exactly one store at any time. A migration that was killed \
+is finished with --resume or taken back with --undo.
+
+Examples:
+  oxide_flow migrate --to postgres.yaml --dry-run   say what there is to move, and what is in the way
+  oxide_flow migrate --to postgres.yaml --live      move, taking running workers along
+  oxide_flow migrate --to postgres.yaml --verify    compare both stores, record by record"
+    )]
+    Migrate(MigrateArgs),
     /// Check that the store can be opened, written and read
     #[command(after_help = "Exit code 0 when it is healthy, 1 when it is not.")]
     Health {
@@ -156,8 +168,40 @@ pub(super) enum PipelineCommand {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct MigrateArgs {
+    /// The configuration file that names the other store
+    #[arg(long, value_name = "FILE")]
+    pub(super) to: PathBuf,
+    /// Say what there is to move and what is in the way, and change nothing
+    #[arg(long, conflicts_with_all = ["resume", "undo"])]
+    pub(super) dry_run: bool,
+    /// Compare all records of both stores, after moving if that is not done yet
+    #[arg(long)]
+    pub(super) verify: bool,
+    /// Have live workers take their pipelines along while they run
+    #[arg(long)]
+    pub(super) live: bool,
+    /// Finish a migration that was begun
+    #[arg(long, conflicts_with = "undo")]
+    pub(super) resume: bool,
+    /// Move everything back, also after the migration is done
+    #[arg(long)]
+    pub(super) undo: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(super) yes: bool,
+    /// How long to wait for each live worker: to take its pipeline along with --live, otherwise
+    /// to finish [default: 60s with --live, otherwise 0s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(super) wait: Option<Duration>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct MaintainArgs {
-    /// Say what would be removed, and remove nothing
+    /// Say what would be done, and do nothing
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Print JSON

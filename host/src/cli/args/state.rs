@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 
+use crate::cli::moment::Moment;
 use crate::model::PipelineName;
 
 #[derive(Debug, Subcommand)]
@@ -23,7 +24,8 @@ pub(in crate::cli) enum StateCommand {
     /// Write the state of a pipeline to a file or to standard output
     #[command(after_help = "Examples:
   oxide_flow state export orders --format json --output orders.json
-  oxide_flow state export orders --format yaml")]
+  oxide_flow state export orders --format yaml
+  oxide_flow state export orders --quarantined ID --output damaged.bin")]
     Export {
         /// The pipeline
         #[arg(allow_hyphen_values = true)]
@@ -34,6 +36,9 @@ pub(in crate::cli) enum StateCommand {
         /// The file [default: standard output]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
+        /// Instead of the state, the bytes of a damaged record that was replaced, as they were
+        #[arg(long, value_name = "ID", conflicts_with = "format")]
+        quarantined: Option<String>,
     },
     /// Replace the state of a pipeline by one from a file
     #[command(
@@ -162,12 +167,95 @@ Example, with the new key under `state.encryption` and the old one as its `fallb
   oxide_flow state rekey --dry-run
   oxide_flow state rekey --yes")]
     Rekey(RekeyArgs),
+    /// Say whether a state is valid, and what is wrong with it
+    #[command(after_help = "Exit code 3 when there are errors; warnings alone are no failure.
+
+Examples:
+  oxide_flow state validate orders
+  oxide_flow state validate --all --json")]
+    Validate(ValidateArgs),
+    /// Read every record of the store, and say which are damaged
+    #[command(after_help = "States, leases, backups, history and quarantine. Nothing is changed.
+
+Example:
+  oxide_flow state verify-integrity || oxide_flow state verify-integrity --json > damage.json")]
+    VerifyIntegrity {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Mend a state that is damaged or not valid
+    #[command(
+        after_help = "What is replaced is backed up or quarantined first. A valid state is left alone. Off a
+terminal, a repair needs --yes.
+
+Examples:
+  oxide_flow state repair orders --dry-run   what would change, and what would be lost
+  oxide_flow state repair orders --yes"
+    )]
+    Repair(RepairArgs),
     /// Put back a state that could not be saved, from the file it was rescued to
     #[command(after_help = "A run that cannot save its state names the file.
 
 Example:
   oxide_flow state push .oxiflow/rescue/orders-20261123T065034Z-fzz1x1.oxiflow")]
     Push(PushArgs),
+    /// Keep a copy of the state of a pipeline, now
+    #[command(
+        after_help = "It works while a worker runs: it copies what was saved last. Of a damaged state it keeps the
+bytes, and ends with code 3.
+
+Examples:
+  oxide_flow state backup orders
+  oxide_flow state backup orders --reason 'before the migration' --verify"
+    )]
+    Backup(BackupArgs),
+    /// List the backups of a pipeline, newest first, each read and verified
+    ListBackups {
+        /// The pipeline
+        #[arg(allow_hyphen_values = true)]
+        pipeline: PipelineName,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check that a backup can be restored
+    #[command(after_help = "Exit code 0 when it can, 3 when it is damaged.
+
+Examples:
+  oxide_flow state validate-backup orders --backup latest
+  oxide_flow state validate-backup orders 20261123T065034.679Z-fzz1x1")]
+    ValidateBackup(ValidateBackupArgs),
+    /// Go back to a backup, or to what was kept at some time
+    #[command(after_help = "The present state is backed up first. Off a terminal it needs --yes.
+
+TIME is `2026-01-31T10:30Z`, with or without seconds and offset (then UTC), a date (its beginning),
+or how long ago: `2h`. --at also looks at the states that the history kept.
+
+Examples:
+  oxide_flow state restore orders --backup latest --dry-run   what would change
+  oxide_flow state restore orders --backup latest --yes
+  oxide_flow state restore orders --at 2026-01-31T10:30Z --yes")]
+    Restore(RestoreArgs),
+    /// Delete the state of a pipeline
+    #[command(after_help = "The state is backed up first. Off a terminal it needs --yes.
+
+Examples:
+  oxide_flow state delete orders --yes             `state restore orders --backup latest` brings it back
+  oxide_flow state delete orders --backups --yes   nothing brings it back")]
+    Delete(DeleteArgs),
+    /// Remove stale states and old copies
+    #[command(
+        after_help = "A state is stale when its run has ended, nobody holds the pipeline, and no step of it is
+`incremental`; one that can be resumed is removed only if --pipeline names it. Each is backed up
+first. With --backups and without --stale, only copies are removed.
+
+Examples:
+  oxide_flow state cleanup --stale --dry-run             what would be removed
+  oxide_flow state cleanup --older-than 7d --yes         stale states that were last saved 7 days ago
+  oxide_flow state cleanup --backups --older-than 3d     copies that are older"
+    )]
+    Cleanup(CleanupArgs),
 }
 
 #[derive(Debug, Args)]
@@ -229,6 +317,42 @@ pub(in crate::cli) struct BenchmarkArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["pipeline", "all"])))]
+pub(in crate::cli) struct ValidateArgs {
+    /// The pipeline
+    #[arg(allow_hyphen_values = true)]
+    pub(in crate::cli) pipeline: Option<PipelineName>,
+    /// All pipelines
+    #[arg(long)]
+    pub(in crate::cli) all: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct RepairArgs {
+    /// The pipeline
+    #[arg(allow_hyphen_values = true)]
+    pub(in crate::cli) pipeline: PipelineName,
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    pub(in crate::cli) dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(in crate::cli) yes: bool,
+    /// Keep also what fails its checksum, when there is no copy; any field of it may be wrong
+    #[arg(long)]
+    pub(in crate::cli) accept_unverified: bool,
+    /// How long to wait for a live worker to finish
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(in crate::cli) wait: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(in crate::cli) struct PushArgs {
     /// The file
     #[arg(value_name = "FILE")]
@@ -244,6 +368,110 @@ pub(in crate::cli) struct PushArgs {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct RekeyArgs {
     /// Only list the records that would be rewritten
+    #[arg(long)]
+    pub(in crate::cli) dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(in crate::cli) yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct BackupArgs {
+    /// The pipeline
+    #[arg(allow_hyphen_values = true)]
+    pub(in crate::cli) pipeline: PipelineName,
+    /// Why; shown in the list of backups
+    #[arg(long, value_name = "TEXT", default_value = "manual")]
+    pub(in crate::cli) reason: String,
+    /// Read the backup again and compare it with the state
+    #[arg(long)]
+    pub(in crate::cli) verify: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["id", "backup"])))]
+pub(in crate::cli) struct ValidateBackupArgs {
+    /// The pipeline
+    #[arg(allow_hyphen_values = true)]
+    pub(in crate::cli) pipeline: PipelineName,
+    /// The backup's id, or `latest`
+    #[arg(value_name = "BACKUP")]
+    pub(in crate::cli) id: Option<String>,
+    /// The same as an option
+    #[arg(long, value_name = "BACKUP")]
+    pub(in crate::cli) backup: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(in crate::cli) json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["backup", "at"])))]
+pub(in crate::cli) struct RestoreArgs {
+    /// The pipeline
+    #[arg(allow_hyphen_values = true)]
+    pub(in crate::cli) pipeline: PipelineName,
+    /// The backup's id, or `latest` for the newest one that verifies
+    #[arg(long, value_name = "BACKUP")]
+    pub(in crate::cli) backup: Option<String>,
+    /// The newest copy that was made at this time or before
+    #[arg(long, value_name = "TIME")]
+    pub(in crate::cli) at: Option<Moment>,
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    pub(in crate::cli) dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(in crate::cli) yes: bool,
+    /// How long to wait for a live worker to finish
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(in crate::cli) wait: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct DeleteArgs {
+    /// The pipeline
+    #[arg(allow_hyphen_values = true)]
+    pub(in crate::cli) pipeline: PipelineName,
+    /// Delete also all backups, quarantined bytes and history of the pipeline, and make no backup
+    #[arg(long)]
+    pub(in crate::cli) backups: bool,
+    /// Make no backup; needed when the store is full
+    #[arg(long)]
+    pub(in crate::cli) no_backup: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub(in crate::cli) yes: bool,
+    /// How long to wait for a live worker to finish
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(in crate::cli) wait: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["stale", "older_than", "backups"])))]
+pub(in crate::cli) struct CleanupArgs {
+    /// Remove stale states
+    #[arg(long)]
+    pub(in crate::cli) stale: bool,
+    /// Only what is older: states since their last save, copies since they were made
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(in crate::cli) older_than: Option<Duration>,
+    /// Remove copies beyond `backup_retention` and `backup_keep`; with --older-than also history
+    #[arg(long)]
+    pub(in crate::cli) backups: bool,
+    /// Only these pipelines, and of these also states that could be resumed
+    #[arg(long, value_name = "PIPELINE", allow_hyphen_values = true)]
+    pub(in crate::cli) pipeline: Vec<PipelineName>,
+    /// Make no backups; needed when the store is full
+    #[arg(long)]
+    pub(in crate::cli) no_backup: bool,
+    /// Say what would be removed, and remove nothing
     #[arg(long)]
     pub(in crate::cli) dry_run: bool,
     /// Do not ask

@@ -185,6 +185,8 @@ fn print(report: &Report, figures: &Figures, own_capacity: u64, ui: &Ui) {
         ("Cache", cache),
         ("States", stored(report.stored.states)),
         ("Backups", stored(report.stored.backups)),
+        ("History", stored(report.stored.history)),
+        ("Quarantined", stored(report.stored.quarantined)),
         ("Leases", stored(report.stored.leases)),
         ("Storage used", report.used_bytes.map_or_else(unknown, size)),
         ("Storage free", report.free_bytes.map_or_else(unknown, size)),

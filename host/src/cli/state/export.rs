@@ -5,6 +5,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
 
+use base64ct::{Base64, Encoding};
+
 use super::existing_state;
 use crate::app::App;
 use crate::cli::args::ExportFormat;
@@ -35,8 +37,52 @@ pub(super) fn run(
     match output {
         None => ui.raw(&text),
         Some(file) => {
-            write(file, &text)?;
+            write(file, text.as_bytes())?;
             ui.aside(&format!("wrote {}", file.display()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The bytes of a damaged record that was replaced.
+pub(super) fn quarantined(
+    app: &App,
+    pipeline: &PipelineName,
+    id: &str,
+    output: Option<&Path>,
+    ui: &Ui,
+) -> Result<ExitCode> {
+    // Only what an id is made of goes into a key.
+    let is_id = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte));
+    let kept = if is_id { app.store.load_quarantined(pipeline, id)? } else { None };
+    let Some(kept) = kept else {
+        let known = app.store.list_quarantined(pipeline)?.into_iter().rev().map(|listed| listed.id);
+        let known: Vec<_> = known.take(5).collect();
+        let message = format!("pipeline `{pipeline}` has nothing in quarantine as `{id}`");
+        let error = Error::new(ErrorKind::NotFound, message);
+        return Err(match known.as_slice() {
+            [] => error,
+            known => error.hint(format!("the newest there: {}", known.join(", "))),
+        });
+    };
+    let Some(text) = kept.bytes else {
+        let message = format!("the backend did not hand over the bytes of `{id}`");
+        return Err(Error::new(ErrorKind::NotFound, message).because(kept.damage));
+    };
+    let bytes = Base64::decode_vec(&text).map_err(|error| {
+        let message = format!("the bytes kept as `{id}` are no Base64");
+        Error::new(ErrorKind::Corrupt, message).because(error.to_string())
+    })?;
+    match output {
+        None => ui.bytes(&bytes),
+        Some(file) => {
+            write(file, &bytes)?;
+            ui.aside(&format!(
+                "wrote {}, what `{}` held: {}",
+                file.display(),
+                kept.key,
+                kept.damage
+            ));
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -44,7 +90,7 @@ pub(super) fn run(
 
 /// State may be sensitive, so the file is for its owner only. It is whole or not there: an
 /// earlier export is replaced only once the new one is written.
-fn write(file: &Path, text: &str) -> Result<()> {
+fn write(file: &Path, content: &[u8]) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::Io, format!("cannot write {}", file.display())).because(error)
     };
@@ -57,7 +103,7 @@ fn write(file: &Path, text: &str) -> Result<()> {
         .mode(0o600)
         .open(&temporary)
         .and_then(|mut out| {
-            out.write_all(text.as_bytes())?;
+            out.write_all(content)?;
             out.sync_all()
         })
         .and_then(|()| std::fs::rename(&temporary, file));

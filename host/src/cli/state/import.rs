@@ -52,7 +52,7 @@ pub(super) fn run(
 ///
 /// # Errors
 /// `Usage` when the answer is no, or nobody can be asked.
-pub(super) fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> {
+pub(in crate::cli) fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> {
     if yes {
         return Ok(());
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{effective_status, holder_of};
+use super::{MOVED, effective_status};
 use crate::app::App;
 use crate::cli::args::StateListArgs;
 use crate::cli::exit;
@@ -102,6 +102,8 @@ fn tell_all_unsaved(app: &App, spool: &Spool, ui: &Ui) -> Result<()> {
 struct Found {
     state: PipelineState,
     holder: Option<Worker>,
+    /// Whether the pipeline lives in another store, and this is what it left behind.
+    has_moved: bool,
     stale_since: Option<DateTime<Utc>>,
 }
 
@@ -109,8 +111,10 @@ fn look(app: &App, pipeline: &PipelineName) -> Result<Option<Found>> {
     let Some(state) = app.store.load_state(pipeline)? else {
         return Ok(None);
     };
-    let holder = holder_of(app, pipeline)?;
-    Ok(Some(Found { state: state.value, holder, stale_since: None }))
+    let lease = app.store.load_lease(pipeline)?.map(|lease| lease.value);
+    let has_moved = lease.as_ref().is_some_and(|lease| lease.moved.is_some());
+    let holder = lease.map(|lease| Worker::of(lease, app.clock.now())).filter(Worker::is_holding);
+    Ok(Some(Found { state: state.value, holder, has_moved, stale_since: None }))
 }
 
 fn look_into_spool(app: &App, spool: &Spool, pipeline: &PipelineName) -> Result<Option<Found>> {
@@ -118,7 +122,8 @@ fn look_into_spool(app: &App, spool: &Spool, pipeline: &PipelineName) -> Result<
     Ok(newest.map(|spooled| {
         let (rescued, now) = (spooled.rescued, app.clock.now());
         let holder = rescued.lease.map(|lease| Worker::of(lease, now)).filter(Worker::is_holding);
-        Found { state: rescued.state, holder, stale_since: Some(rescued.rescued_at) }
+        let stale_since = Some(rescued.rescued_at);
+        Found { state: rescued.state, holder, has_moved: false, stale_since }
     }))
 }
 
@@ -132,7 +137,11 @@ impl Found {
         let state = &self.state;
         Row {
             pipeline: state.pipeline_id.to_string(),
-            status: effective_status(state, self.holder.as_ref()).to_owned(),
+            status: if self.has_moved {
+                MOVED.to_owned()
+            } else {
+                effective_status(state, self.holder.as_ref()).to_owned()
+            },
             step: Some(state.current_step.clone()),
             records_processed: Some(state.records_processed),
             records_failed: Some(state.records_failed),

@@ -1,7 +1,10 @@
 //! `oxide_flow state …`
 
+mod backup;
 mod benchmark;
+mod cleanup;
 mod clear_cache;
+mod delete;
 mod diagnostics;
 mod diff;
 mod export;
@@ -9,14 +12,21 @@ mod figures;
 mod history;
 mod import;
 mod list;
+mod list_backups;
 mod lock;
+mod preview;
 mod push;
 mod reference;
 mod rekey;
+mod repair;
+mod restore;
 mod rollback;
 mod show;
 mod unlock;
 mod upgrade;
+mod validate;
+mod validate_backup;
+mod verify_integrity;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -32,6 +42,7 @@ use crate::recovery::{Kept, RewriteOptions};
 use crate::store::{DamagedState, ExaminedState};
 
 pub(super) use figures::{milliseconds, size};
+pub(super) use import::confirm;
 pub(super) use lock::described;
 
 pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<ExitCode> {
@@ -42,8 +53,12 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
     match command {
         StateCommand::Show { pipeline, json } => show::run(&app, pipeline, *json, ui),
         StateCommand::List(args) => list::run(&app, args, ui),
-        StateCommand::Export { pipeline, format, output } => {
-            export::run(&app, pipeline, *format, output.as_deref(), ui)
+        StateCommand::Export { pipeline, format, output, quarantined } => {
+            let output = output.as_deref();
+            match quarantined {
+                Some(id) => export::quarantined(&app, pipeline, id, output, ui),
+                None => export::run(&app, pipeline, *format, output, ui),
+            }
         }
         StateCommand::Import { pipeline, file, yes, wait } => {
             import::run(&app, pipeline, file, *yes, *wait, ui)
@@ -65,7 +80,18 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
             clear_cache::run(&app, pipeline.as_ref(), *wait, *json, ui)
         }
         StateCommand::Rekey(args) => rekey::run(&app, args, ui),
+        StateCommand::Validate(args) => validate::run(&app, args, ui),
+        StateCommand::VerifyIntegrity { json } => verify_integrity::run(&app, *json, ui),
+        StateCommand::Repair(args) => repair::run(&app, args, ui),
         StateCommand::Push(args) => push::run(&app, args, ui),
+        StateCommand::Backup(args) => backup::run(&app, args, ui),
+        StateCommand::ListBackups { pipeline, json } => {
+            list_backups::run(&app, pipeline, *json, ui)
+        }
+        StateCommand::ValidateBackup(args) => validate_backup::run(&app, args, ui),
+        StateCommand::Restore(args) => restore::run(&app, args, ui),
+        StateCommand::Delete(args) => delete::run(&app, args, ui),
+        StateCommand::Cleanup(args) => cleanup::run(&app, args, ui),
     }
 }
 
@@ -87,6 +113,9 @@ fn holder_of(app: &App, pipeline: &PipelineName) -> Result<Option<Worker>> {
     let lease = app.store.load_lease(pipeline)?;
     Ok(lease.map(|lease| Worker::of(lease.value, app.clock.now())).filter(Worker::is_holding))
 }
+
+/// What is shown instead of the status of a state that a pipeline left behind in another store.
+const MOVED: &str = "moved";
 
 /// Where a run stands, seen together with its worker: a state that says `running` while nobody
 /// runs it was interrupted.

@@ -67,8 +67,18 @@ fn tell(args: &RekeyArgs, ui: &Ui, stale: usize, done: Rekeyed) -> Result<ExitCo
              repeat the command when it has ended"
         ));
     }
-    for (key, error) in &failed {
-        ui.warning(&format!("`{key}` is left as it is: {}", chain(error)));
+    // The gravest of them decides how the command ends.
+    let failure = failed
+        .iter()
+        .find(|(_, error)| error.kind() == ErrorKind::Corrupt)
+        .or_else(|| failed.first())
+        .map(|(_, error)| exit::of(error));
+    let told: Vec<_> = failed
+        .iter()
+        .map(|(key, error)| Failed { key: key.clone(), error: chain(error) })
+        .collect();
+    for (key, error) in failed {
+        ui.error(&error.while_doing(format!("`{key}` is left as it is")));
     }
     if args.dry_run {
         ui.aside(&format!(
@@ -79,12 +89,6 @@ fn tell(args: &RekeyArgs, ui: &Ui, stale: usize, done: Rekeyed) -> Result<ExitCo
     } else {
         ui.aside(&format!("rewrote {}; {} needed nothing", records(rewritten), records(current)));
     }
-    // The gravest of them decides how the command ends.
-    let failure = failed
-        .iter()
-        .find(|(_, error)| error.kind() == ErrorKind::Corrupt)
-        .or_else(|| failed.first())
-        .map(|(_, error)| exit::of(error));
     if args.json {
         let report = Report {
             dry_run: args.dry_run,
@@ -92,10 +96,7 @@ fn tell(args: &RekeyArgs, ui: &Ui, stale: usize, done: Rekeyed) -> Result<ExitCo
             rewritten,
             current,
             held: held.into_iter().map(|(key, worker_id)| Held { key, worker_id }).collect(),
-            failed: failed
-                .iter()
-                .map(|(key, error)| Failed { key: key.clone(), error: chain(error) })
-                .collect(),
+            failed: told,
         };
         ui.json("state-rekey", &report)?;
     }

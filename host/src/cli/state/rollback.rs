@@ -3,15 +3,14 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use super::{diff, import, reference};
+use super::{import, preview};
 use crate::app::App;
 use crate::cli::ui::{Ui, number_of, time};
 use crate::cli::whoami;
 use crate::error::Result;
 use crate::history;
-use crate::model::{PipelineName, differences};
+use crate::model::PipelineName;
 use crate::recovery::{rollback, rollback_target};
-use crate::store::ExaminedState;
 
 /// How to go back.
 pub(super) struct Options {
@@ -38,32 +37,8 @@ pub(super) fn run(
         target.status.as_str(),
         number_of(target.records_processed, "record"),
     ));
-    let examined = app.store.examine_state(pipeline)?;
-    let present = examined.whole().map(|record| &record.state.value);
-    let changes = match present {
-        Some(present) => {
-            differences(&reference::document(present)?, &reference::document(&target)?)
-        }
-        None => Vec::new(),
-    };
-    // These only grow, whatever the record says.
-    let kept = |path: &str| matches!(path, "version" | "epoch");
-    let changes: Vec<_> = changes.into_iter().filter(|change| !kept(&change.path)).collect();
-    match &examined {
-        ExaminedState::Whole(_) => {
-            let changed = number_of(changes.len() as u64, "field");
-            ui.aside(&format!("going back to it changes {changed} of the present state"));
-        }
-        ExaminedState::Absent => {
-            ui.aside(&format!("pipeline `{pipeline}` has no state now; this gives it one"));
-        }
-        ExaminedState::Damaged(damaged) => super::tell_damaged(damaged, pipeline, ui),
-    }
+    preview::tell(app, &target, options.dry_run, ui)?;
     if options.dry_run {
-        if !changes.is_empty() {
-            diff::print(&changes, &["NOW", "THEN"], ui);
-        }
-        ui.aside("nothing was changed: this was a dry run");
         return Ok(ExitCode::SUCCESS);
     }
     import::confirm(options.yes, ui, &format!("Roll `{pipeline}` back?"))?;

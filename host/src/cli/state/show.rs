@@ -6,20 +6,22 @@ use std::process::ExitCode;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{effective_status, no_state};
+use super::{MOVED, effective_status, no_state};
 use crate::app::App;
 use crate::cli::exit;
 use crate::cli::stale::{self, Stale, tell_unsaved};
 use crate::cli::ui::{Ui, count, time};
 use crate::error::{Error, Result};
 use crate::lease::Worker;
-use crate::model::{ManualLock, PipelineName, PipelineState, StepState};
+use crate::model::{ManualLock, Moved, PipelineName, PipelineState, StepState};
 
 #[derive(Serialize)]
 struct Shown<'a> {
     effective_status: &'a str,
     worker: Option<WorkerShown<'a>>,
     lock: Option<&'a ManualLock>,
+    /// Where the pipeline lives, when this is what it left behind.
+    moved: Option<&'a Moved>,
     /// Whether the store is away, and this was spooled on this machine.
     degraded: bool,
     /// When it was spooled.
@@ -33,6 +35,7 @@ struct Seen {
     state: PipelineState,
     holder: Option<Worker>,
     lock: Option<ManualLock>,
+    moved: Option<Moved>,
     stale: Option<Stale>,
 }
 
@@ -49,9 +52,12 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
         Err(outage) if outage.is_outage() => see_spooled(app, pipeline, outage, ui)?,
         seen => seen?,
     };
-    let Seen { state, holder, lock, stale } = &seen;
+    let Seen { state, holder, lock, moved, stale } = &seen;
     let code = ExitCode::from(if stale.is_some() { exit::FAILED } else { 0 });
-    let status = effective_status(state, holder.as_ref());
+    let status = match moved {
+        Some(_) => MOVED,
+        None => effective_status(state, holder.as_ref()),
+    };
     if json {
         let worker = holder.as_ref().map(|worker| WorkerShown {
             worker_id: &worker.lease.holder.worker_id,
@@ -65,6 +71,7 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
                 effective_status: status,
                 worker,
                 lock: lock.as_ref(),
+                moved: moved.as_ref(),
                 degraded: stale.is_some(),
                 stale_since: stale.as_ref().map(|stale| stale.spooled.rescued.rescued_at),
                 spool_file: stale.as_ref().map(|stale| stale.spooled.file.as_path()),
@@ -74,6 +81,13 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
         return Ok(code);
     }
     print(app, &seen, status, ui);
+    if let Some(Moved { destination, moved_at }) = moved {
+        let (place, when) = (&destination.place, time(*moved_at, app.clock.now()));
+        ui.warning(&format!(
+            "this is what the pipeline left behind when it was moved to the `{}` store of {}, {when}",
+            place.backend, place.config
+        ));
+    }
     Ok(code)
 }
 
@@ -84,8 +98,9 @@ fn see(app: &App, pipeline: &PipelineName, ui: &Ui) -> Result<Seen> {
     tell_unsaved(app, pipeline, stored.as_ref(), ui)?;
     let state = stored.map(|stored| stored.value).ok_or_else(|| no_state(pipeline))?;
     let lock = lease.as_ref().and_then(|lease| lease.lock_at(app.clock.now())).cloned();
+    let moved = lease.as_ref().and_then(|lease| lease.moved.clone());
     let holder = lease.map(|lease| Worker::of(lease, app.clock.now())).filter(Worker::is_holding);
-    Ok(Seen { state, holder, lock, stale: None })
+    Ok(Seen { state, holder, lock, moved, stale: None })
 }
 
 /// What was spooled here last, since the store is away.
@@ -93,7 +108,7 @@ fn see_spooled(app: &App, pipeline: &PipelineName, outage: Error, ui: &Ui) -> Re
     let stale = stale::newest(app, pipeline, outage)?;
     stale.warn(app, ui);
     let (state, holder) = (stale.spooled.rescued.state.clone(), stale.worker(app));
-    Ok(Seen { state, holder, lock: None, stale: Some(stale) })
+    Ok(Seen { state, holder, lock: None, moved: None, stale: Some(stale) })
 }
 
 fn print(app: &App, seen: &Seen, status: &str, ui: &Ui) {

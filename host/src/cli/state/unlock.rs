@@ -10,8 +10,9 @@ use crate::cli::ui::{Ui, time};
 use crate::cli::whoami;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::{self, Event};
-use crate::lease::{Liveness, Worker, force_release, this_process};
-use crate::model::{Extra, HistoryKind, Lease, PipelineName};
+use crate::lease::{Liveness, Worker, force_release};
+use crate::model::{HistoryKind, PipelineName};
+use crate::recovery::replace_damaged_lease;
 
 pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> Result<ExitCode> {
     let holder = match super::holder_of(app, pipeline) {
@@ -113,23 +114,13 @@ fn replace_damaged(
         ),
         ui,
     )?;
-    let epoch = app.store.load_state(pipeline)?.map_or(0, |state| state.value.epoch);
-    let now = app.clock.now();
-    app.store.overwrite_lease(&Lease {
-        pipeline_id: pipeline.clone(),
-        holder: this_process()?,
-        // Above what a lease taken after the last save of the state can have had.
-        epoch: epoch + 1000,
-        ttl_ms: 0,
-        purpose: "unlock".to_owned(),
-        acquired_at: now,
-        renewed_at: now,
-        released_at: Some(now),
-        requests: Vec::new(),
-        metrics: None,
-        lock: None,
-        extra: Extra::new(),
-    })?;
+    match replace_damaged_lease(&app.store, app.clock.as_ref(), pipeline)? {
+        Some(id) => ui.aside(&format!("the damaged bytes are kept in quarantine as {id}")),
+        None => {
+            ui.aside(&format!("the lease of pipeline `{pipeline}` was replaced meanwhile"));
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
     record(app, pipeline, "replaced a damaged lease");
     ui.aside(&format!("replaced the damaged lease of pipeline `{pipeline}`"));
     Ok(ExitCode::SUCCESS)

@@ -61,6 +61,9 @@ pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<Exi
         let what = match request.kind {
             RequestKind::Stop => "Asked to stop",
             RequestKind::ClearCache => "Asked to clear its cache",
+            RequestKind::Mirror => "Asked to write to two stores",
+            RequestKind::CutOver => "Asked to change its store",
+            RequestKind::Unknown => "Asked for something unknown",
         };
         pairs.push((what, format!("by {}, {asked}; {seen}", request.from)));
     }

@@ -47,6 +47,28 @@ fn the_options_of_the_host_may_stand_under_state_but_not_twice() {
 }
 
 #[test]
+fn backups_are_bounded_and_taken_daily_unless_told_otherwise() {
+    let day = Duration::from_secs(86_400);
+    let config = Project::new("").config();
+    assert_eq!((config.state.backup_interval, config.state.backup_keep), (Some(day), 30));
+    let config = Project::new("state: {backup_interval: 6h, backup_keep: 0}").config();
+    assert_eq!((config.state.backup_interval, config.state.backup_keep), (Some(day / 4), 0));
+    let inner = "state:\n  backend_config: {backup_interval: \"off\", backup_keep: 5}\n";
+    let config = Project::new(inner).config();
+    assert_eq!((config.state.backup_interval, config.state.backup_keep), (None, 5));
+    assert!(config.state.backend_config.is_empty());
+    insta::assert_snapshot!(error_of("state:\n  backup_interval: 0s\n"), @r#"
+    oxiflow.yaml:2:20: `backup_interval` is `0s`, but must be longer than zero
+    hint: use a number and a unit, such as "12h" or "1d", or "off"
+    "#);
+    insta::assert_snapshot!(error_of("state:\n  backup_interval: never\n"), @r#"
+    oxiflow.yaml:2:20: `backup_interval` is `never`, which is not a duration
+    hint: use a number and a unit, such as "12h" or "1d", or "off"
+    "#);
+    insta::assert_snapshot!(error_of("state:\n  backup_keep: 7d\n"), @"oxiflow.yaml:2:16: `backup_keep` is `7d`, expected a whole number, not negative");
+}
+
+#[test]
 fn the_environment_overrides_the_backend_and_drops_foreign_options() {
     let project =
         Project::new(&MANUAL.replace("30s", "${UNSET}")).set("OXIFLOW_STATE_BACKEND", "memory");
@@ -142,4 +164,14 @@ state_manager:
         oxiflow.yaml:2:1: `state_manager:` is an older section, today it is `state:`
         hint: remove it: the `state:` section on line 1 is read
         ");
+}
+
+#[test]
+fn repairs_are_allowed_to_people_and_not_to_runs() {
+    let repair = Project::new("").config().state.repair;
+    assert_eq!((repair.enabled, repair.automatic, repair.max_attempts), (true, false, 3));
+    let text = "state: {repair_enabled: false, auto_repair: true, max_repair_attempts: 1}";
+    let repair = Project::new(text).config().state.repair;
+    assert_eq!((repair.enabled, repair.automatic, repair.max_attempts), (false, true, 1));
+    insta::assert_snapshot!(error_of("state:\n  max_repair_attempts: often\n"), @"oxiflow.yaml:2:24: `max_repair_attempts` is `often`, expected a whole number, not negative");
 }

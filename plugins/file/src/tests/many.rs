@@ -154,6 +154,28 @@ fn a_process_that_writes_without_pause_starves_no_other() {
 }
 
 #[test]
+fn a_writer_that_was_stopped_in_the_middle_of_a_write_is_named() {
+    let base = tempfile::tempdir().unwrap();
+    let mut hog = spawn("hog", base.path());
+    wait_for_start(&mut hog);
+    let pid = hog.id().to_string();
+    let signal =
+        |name: &str| assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    let store = open(base.path(), r#"{"lock_timeout": "50ms"}"#).unwrap();
+    // Most of the time it is in the middle of a write; in between it holds nothing.
+    let refused = (0..1000).find_map(|_| {
+        signal("-STOP");
+        let refused = store.put("state/a", b"2", Expected::Any).err();
+        signal("-CONT");
+        refused.filter(|error| error.message().contains("stopped"))
+    });
+    end(hog);
+    let refused = refused.unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Timeout);
+    assert!(refused.message().contains(&format!("now process {pid} (")), "{refused}");
+}
+
+#[test]
 fn a_listing_misses_no_key_that_is_being_rewritten() {
     // tmpfs gives a renamed name a new place in its folder, so it is the hard case.
     let shared_memory = Path::new("/dev/shm");

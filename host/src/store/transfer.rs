@@ -1,0 +1,125 @@
+//! What a store tells those who move pipelines to another one, and remembers of it.
+
+use oxiflow_plugin_api::{Call, Expected, Version};
+
+use super::{AUXILIARY_SCHEMA, OPERATION_TIMEOUT, StateStore, Versioned, keys};
+use crate::error::{Error, Result};
+use crate::model::{Migration, PipelineName};
+
+/// Keys under [`keys::MIGRATION`].
+pub(super) const OUTGOING: &str = "migration/outgoing";
+pub(super) const INCOMING: &str = "migration/incoming";
+
+impl StateStore {
+    /// The keys of everything that is stored of a pipeline beside its lease, oldest first in each
+    /// sort: what it can be restored from before its state.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn keys_of(&self, pipeline: &PipelineName) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let copies = [keys::BACKUPS, keys::QUARANTINE, keys::HISTORY];
+        for prefix in copies.map(|prefix| format!("{prefix}{pipeline}/")) {
+            found.extend(self.rows(&prefix)?.into_iter().map(|row| row.key));
+        }
+        let state = keys::state(pipeline);
+        found.extend(self.rows(&state)?.into_iter().map(|row| row.key).filter(|key| *key == state));
+        Ok(found)
+    }
+
+    /// The pipelines that anything is stored of, by name.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn known_pipelines(&self) -> Result<Vec<PipelineName>> {
+        let prefixes = [keys::STATES, keys::LEASES, keys::BACKUPS, keys::QUARANTINE, keys::HISTORY];
+        let mut names = Vec::new();
+        for prefix in prefixes {
+            names.extend(self.first_names(prefix, "cannot list the pipelines")?);
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
+    /// The migration that leads out of this store.
+    ///
+    /// # Errors
+    /// `Corrupt` when its record is damaged; otherwise as the storage fails.
+    pub fn outgoing_migration(&self) -> Result<Option<Versioned<Migration>>> {
+        self.migration(OUTGOING)
+    }
+
+    /// The migration that leads into this store.
+    ///
+    /// # Errors
+    /// As [`outgoing_migration`](Self::outgoing_migration).
+    pub fn incoming_migration(&self) -> Result<Option<Versioned<Migration>>> {
+        self.migration(INCOMING)
+    }
+
+    /// Writes the migration that leads out of this store.
+    ///
+    /// # Errors
+    /// `Conflict` when `expected` does not hold; otherwise as the storage fails.
+    pub fn save_outgoing(&self, migration: &Migration, expected: &Expected) -> Result<Version> {
+        self.save_migration(OUTGOING, migration, expected)
+    }
+
+    /// Writes the migration that leads into this store.
+    ///
+    /// # Errors
+    /// As [`save_outgoing`](Self::save_outgoing).
+    pub fn save_incoming(&self, migration: &Migration, expected: &Expected) -> Result<Version> {
+        self.save_migration(INCOMING, migration, expected)
+    }
+
+    /// Removes the migration that leads out of this store.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn delete_outgoing(&self) -> Result<()> {
+        self.delete_record(OUTGOING)
+    }
+
+    /// Whether another store has the same records, found out by a record that only `mark` names.
+    ///
+    /// # Errors
+    /// As the storages fail.
+    pub fn shares_storage_with(&self, other: &Self, mark: ulid::Ulid) -> Result<bool> {
+        let key = format!("{}{mark}", keys::HEALTH);
+        self.save(&key, AUXILIARY_SCHEMA, &mark.to_string(), &Expected::Absent)?;
+        let seen = !other.rows(&key)?.is_empty();
+        self.delete_record(&key)?;
+        Ok(seen)
+    }
+
+    /// Deletes a record of whatever kind.
+    ///
+    /// # Errors
+    /// As the storage fails.
+    pub fn delete_record(&self, key: &str) -> Result<()> {
+        let call = Call::within(OPERATION_TIMEOUT);
+        let deleted = self.records.delete(&call, key, &Expected::Any).map_err(Error::from);
+        deleted
+            .map(drop)
+            .map_err(|error| error.while_doing(format!("cannot delete the record of `{key}`")))
+    }
+
+    fn migration(&self, key: &str) -> Result<Option<Versioned<Migration>>> {
+        let loaded = self.load(key, AUXILIARY_SCHEMA);
+        loaded.map_err(|error| error.while_doing("cannot read what is known of a migration"))
+    }
+
+    fn save_migration(
+        &self,
+        key: &str,
+        migration: &Migration,
+        expected: &Expected,
+    ) -> Result<Version> {
+        let saved = self.save(key, AUXILIARY_SCHEMA, migration, expected);
+        saved
+            .map(|(version, _)| version)
+            .map_err(|error| error.while_doing("cannot note the migration in the store"))
+    }
+}
