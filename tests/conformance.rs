@@ -89,6 +89,11 @@ fn the_file_backend_conforms() {
 }
 
 #[test]
+fn the_sqlite_backend_conforms() {
+    conforms("sqlite", &[]);
+}
+
+#[test]
 fn the_memory_backend_conforms() {
     // Nothing of it is shared with another process or there after reopening.
     conforms("memory", &[1, 2, 5, 6, 11]);
