@@ -5,6 +5,8 @@
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 mod kit;
+#[path = "kit/redis.rs"]
+mod redis;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -19,18 +21,20 @@ use tempfile::TempDir;
 
 const BACKEND: &str = "OXIFLOW_TEST_BACKEND";
 const FOLDER: &str = "OXIFLOW_TEST_FOLDER";
+const OPTIONS: &str = "OXIFLOW_TEST_OPTIONS";
 
 /// One store of one backend, opened through the loader.
 struct Loaded {
     backend: String,
     folder: PathBuf,
+    options: Value,
     plugin: Plugin,
 }
 
 impl Loaded {
-    fn new(backend: &str, folder: PathBuf) -> Self {
+    fn new(backend: &str, folder: PathBuf, options: Value) -> Self {
         let plugin = Plugin::load(&kit::plugin_library(backend)).expect("the plugin loads");
-        Self { backend: backend.to_owned(), folder, plugin }
+        Self { backend: backend.to_owned(), folder, options, plugin }
     }
 }
 
@@ -40,8 +44,9 @@ impl Subject for Loaded {
     }
 
     fn open_with(&self, options: Value) -> Result<Box<dyn Storage>, BackendError> {
-        let options: Map<String, Value> = options.as_object().cloned().unwrap_or_default();
-        self.plugin.open(&options, &self.folder)
+        let mut all: Map<String, Value> = self.options.as_object().cloned().unwrap_or_default();
+        all.extend(options.as_object().cloned().unwrap_or_default());
+        self.plugin.open(&all, &self.folder)
     }
 
     fn config_schema(&self) -> Option<Value> {
@@ -50,7 +55,10 @@ impl Subject for Loaded {
 
     fn worker_command(&self) -> Option<Command> {
         let mut command = worker_test("worker")?;
-        command.env(BACKEND, &self.backend).env(FOLDER, &self.folder);
+        command
+            .env(BACKEND, &self.backend)
+            .env(FOLDER, &self.folder)
+            .env(OPTIONS, self.options.to_string());
         Some(command)
     }
 }
@@ -59,16 +67,18 @@ impl Subject for Loaded {
 /// a store.
 #[test]
 fn worker() {
-    if let (Ok(backend), Some(folder)) = (std::env::var(BACKEND), std::env::var_os(FOLDER))
-        && let Some(done) = run_worker_from_environment(&Loaded::new(&backend, folder.into()))
-    {
+    let variables = (std::env::var(BACKEND), std::env::var_os(FOLDER), std::env::var(OPTIONS));
+    let (Ok(backend), Some(folder), Ok(options)) = variables else { return };
+    let options = serde_json::from_str(&options).expect("JSON");
+    let subject = Loaded::new(&backend, folder.into(), options);
+    if let Some(done) = run_worker_from_environment(&subject) {
         done.expect("the worker does its part");
     }
 }
 
-fn conforms(backend: &str, expected_skips: &[u8]) {
+fn conforms(backend: &str, options: Value, expected_skips: &[u8]) {
     let folder = TempDir::with_prefix("oxiflow-conformance-").expect("a folder");
-    let subject = Loaded::new(backend, folder.path().to_owned());
+    let subject = Loaded::new(backend, folder.path().to_owned(), options);
     let seed = std::env::var("OXIFLOW_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
     let settings = Settings {
         processes: 8,
@@ -85,16 +95,22 @@ fn conforms(backend: &str, expected_skips: &[u8]) {
 
 #[test]
 fn the_file_backend_conforms() {
-    conforms("file", &[]);
-}
-
-#[test]
-fn the_sqlite_backend_conforms() {
-    conforms("sqlite", &[]);
+    conforms("file", json!({}), &[]);
 }
 
 #[test]
 fn the_memory_backend_conforms() {
     // Nothing of it is shared with another process or there after reopening.
-    conforms("memory", &[1, 2, 5, 6, 11]);
+    conforms("memory", json!({}), &[1, 2, 5, 6, 11]);
+}
+
+#[test]
+fn the_redis_backend_conforms() {
+    let Some(server) = redis::Server::start(redis::DURABLE) else { return };
+    conforms("redis", json!({ "url": server.url() }), &[]);
+}
+
+#[test]
+fn the_sqlite_backend_conforms() {
+    conforms("sqlite", json!({}), &[]);
 }

@@ -28,7 +28,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The backends of this repository. They are built together, once per test program: after the
 /// first time that is a look at time stamps, however long one of them takes to compile.
-pub const PLUGINS: &[&str] = &["file", "memory", "sqlite"];
+pub const PLUGINS: &[&str] = &["file", "memory", "redis", "sqlite"];
 
 /// The folder of this repository.
 pub fn repository() -> &'static Path {
