@@ -1,13 +1,19 @@
 //! Hands links to threads: as many as there may be, made when they are needed.
 
+use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oxiflow_plugin_api::BackendError;
 
 use crate::failure::Failure;
 use crate::link::Link;
 use crate::server::Server;
+
+/// How long threads that come later may overtake one that waits. Threads that call again and again
+/// would otherwise keep the links to themselves; to let nobody overtake would cost a switch between
+/// threads for every call.
+const OVERTAKING: Duration = Duration::from_millis(10);
 
 /// Links that wait for a thread to use them.
 pub(crate) struct Pool {
@@ -22,6 +28,16 @@ struct State {
     idle: Vec<Link>,
     /// How many links there are, those in use included.
     made: usize,
+    /// When the threads that wait began to, the first of them in front.
+    waiting: VecDeque<(u64, Instant)>,
+    tickets: u64,
+}
+
+impl State {
+    /// Whether nobody has waited for long.
+    fn lets_newcomers_in(&self) -> bool {
+        self.waiting.front().is_none_or(|(_, since)| since.elapsed() < OVERTAKING)
+    }
 }
 
 /// A thread's place among the users of a pool; dropping it gives its link back.
@@ -75,19 +91,32 @@ impl Pool {
     /// A place, with a link if one is idle; `None` when there was none in time.
     fn enter(&self, until: Instant) -> Option<Place<'_>> {
         let mut state = self.lock();
-        loop {
-            let link = state.idle.pop();
-            if link.is_some() || state.made < self.most {
-                state.made += usize::from(link.is_none());
-                return Some(Place { pool: self, link });
+        let mut ticket = None;
+        let place = loop {
+            if ticket.is_some() || state.lets_newcomers_in() {
+                let link = state.idle.pop();
+                if link.is_some() || state.made < self.most {
+                    state.made += usize::from(link.is_none());
+                    break Some(Place { pool: self, link });
+                }
             }
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return None;
+                break None;
+            }
+            if ticket.is_none() {
+                state.tickets += 1;
+                ticket = Some(state.tickets);
+                let entry = (state.tickets, Instant::now());
+                state.waiting.push_back(entry);
             }
             let waited = self.freed.wait_timeout(state, left);
             (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        };
+        if let Some(ticket) = ticket {
+            state.waiting.retain(|(waiting, _)| *waiting != ticket);
         }
+        place
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -91,8 +91,11 @@ impl SqliteBackend {
         self.writer.with(&self.database, until, |session| {
             let about = |error: rusqlite::Error| self.failed("write to", &error);
             let behavior = TransactionBehavior::Immediate;
-            let transaction =
-                session.connection().transaction_with_behavior(behavior).map_err(about)?;
+            let queue = self.database.queue();
+            queue.let_others_first(until);
+            let begun = session.connection().transaction_with_behavior(behavior);
+            queue.leave();
+            let transaction = begun.map_err(about)?;
             let current = current(&transaction, key).map_err(about)?;
             expected.check(current.as_ref())?;
             let done = work(&transaction, current.is_some()).map_err(about)?;
@@ -114,6 +117,7 @@ impl SqliteBackend {
         session.wait_until(until.min(Instant::now() + LOG_PATIENCE));
         let checkpoint = "PRAGMA wal_checkpoint(TRUNCATE)";
         let is_busy = session.connection().query_row(checkpoint, [], |row| row.get::<_, bool>(0));
+        self.database.queue().leave();
         if is_busy != Ok(false) {
             tracing::debug!("the log of {} stays long: {is_busy:?}", self.path().display());
         }
@@ -136,8 +140,8 @@ impl Backend for SqliteBackend {
             lock_timeout: config.lock_timeout,
             max_value_bytes: config.max_value_bytes,
             is_durable: config.synchronous == Synchronous::Full,
-            writer: Pool::new(1, vec![session]),
-            readers: Pool::new(READERS, Vec::new()),
+            writer: Pool::new(1, Database::connect_writer, vec![session]),
+            readers: Pool::new(READERS, Database::connect_reader, Vec::new()),
             database,
         })
     }

@@ -9,7 +9,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use rusqlite::TransactionBehavior;
 
 use crate::config::Synchronous;
 use crate::failure::{commit_failed, failed, is_busy};
+use crate::queue::Queue;
 use crate::session::Session;
 
 /// "oxif"; marks a database as a store of oxide_flow.
@@ -48,6 +49,7 @@ pub(crate) struct Database {
     path: PathBuf,
     synchronous: Synchronous,
     identity: Identity,
+    queue: Arc<Queue>,
 }
 
 impl Database {
@@ -81,10 +83,16 @@ impl Database {
             identity
         };
         // From here on dropping it counts the file down again.
-        let database = Self { path, synchronous, identity };
+        let queue = Queue::open(&path).map_err(|error| {
+            close(identity);
+            io_failed("open the queue of", &path, error)
+        })?;
+        let database = Self { path, synchronous, identity, queue: Arc::new(queue) };
         loop {
-            let session = database.connect(until)?;
-            match database.set_up(session) {
+            let session = database.connect_writer(until)?;
+            let ready = database.set_up(session);
+            database.queue.leave();
+            match ready {
                 Err(error) if is_busy(&error) && Instant::now() < until => thread::sleep(PAUSE),
                 result => return result.map(|session| (database, session)),
             }
@@ -96,13 +104,27 @@ impl Database {
         &self.path
     }
 
-    /// Another connection to it.
+    /// Where processes wait that want to write.
+    pub(crate) fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// Another connection to it, to read.
     ///
     /// # Errors
     /// `Unavailable` when the file is not there any more; as SQLite fails.
-    pub(crate) fn connect(&self, until: Instant) -> Result<Session, BackendError> {
+    pub(crate) fn connect_reader(&self, until: Instant) -> Result<Session, BackendError> {
         self.check()?;
-        Session::open(&self.path, self.synchronous, until)
+        Session::open(&self.path, self.synchronous, until, None)
+    }
+
+    /// Another connection to it, to write.
+    ///
+    /// # Errors
+    /// As [`connect_reader`](Self::connect_reader).
+    pub(crate) fn connect_writer(&self, until: Instant) -> Result<Session, BackendError> {
+        self.check()?;
+        Session::open(&self.path, self.synchronous, until, Some(Arc::clone(&self.queue)))
     }
 
     /// Makes sure that the file is still the one that was opened: what is written to a file that
@@ -182,14 +204,19 @@ impl Database {
 
 impl Drop for Database {
     fn drop(&mut self) {
-        let mut open = open_files();
-        if let Some(open) = open.as_mut()
-            && let Some(count) = open.get_mut(&self.identity)
-        {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.identity);
-            }
+        close(self.identity);
+    }
+}
+
+/// Counts a file down.
+fn close(identity: Identity) {
+    let mut open = open_files();
+    if let Some(open) = open.as_mut()
+        && let Some(count) = open.get_mut(&identity)
+    {
+        *count -= 1;
+        if *count == 0 {
+            open.remove(&identity);
         }
     }
 }

@@ -7,6 +7,7 @@
 //! state.db       0600, application id 0x6f786966 ("oxif"), user version 1
 //! state.db-wal   0600, the newest commits; removed when the last process closes the store
 //! state.db-shm   0600, what the processes share about the log; removed with it
+//! state.db-queue 0600, empty; processes that wait to write lock it
 //! ```
 //!
 //! and in the database
@@ -22,13 +23,15 @@
 //!
 //! [`config`] reads the options, [`database`] makes the file and says whether it is one of ours,
 //! [`session`] is a connection whose waits end at a deadline, [`pool`] hands connections to
-//! threads, [`backend`] puts them together, and [`failure`] turns SQLite's errors into the contract's.
+//! threads, [`queue`] makes processes let each other write, [`backend`] puts them together, and
+//! [`failure`] turns SQLite's errors into the contract's.
 
 mod backend;
 mod config;
 mod database;
 mod failure;
 mod pool;
+mod queue;
 mod session;
 
 #[cfg(test)]

@@ -13,10 +13,7 @@ use rusqlite::{CachedStatement, Connection, OpenFlags};
 
 use crate::config::Synchronous;
 use crate::failure::failed;
-
-/// The first pause between two attempts; they grow by half up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_micros(100);
-const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+use crate::queue::{PAUSE, Queue};
 
 /// What a log that grew is cut back to when it starts again, in bytes.
 const LOG_BYTES: u64 = 4 * 1024 * 1024;
@@ -35,7 +32,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Connects to a database that exists. Waits for others until `until`.
+    /// Connects to a database that exists. Waits for others until `until`, in the queue if this
+    /// session is to write.
     ///
     /// # Errors
     /// As SQLite fails.
@@ -43,6 +41,7 @@ impl Session {
         path: &Path,
         synchronous: Synchronous,
         until: Instant,
+        queue: Option<Arc<Queue>>,
     ) -> Result<Self, BackendError> {
         let about = |error: rusqlite::Error| failed("open", path, &error);
         // A session is never used by two threads at once, so SQLite need not guard it.
@@ -50,12 +49,13 @@ impl Session {
         let mut connection = Connection::open_with_flags(path, flags).map_err(about)?;
         let until = Arc::new(Mutex::new(until));
         let limit = Arc::clone(&until);
-        let mut pause = FIRST_PAUSE;
         connection
-            .busy_handler(Some(move |attempts| {
+            .busy_handler(Some(move |_| {
+                if let Some(queue) = &queue {
+                    queue.join();
+                }
                 let left = lock(&limit).saturating_duration_since(Instant::now());
-                pause = if attempts == 0 { FIRST_PAUSE } else { pause * 3 / 2 };
-                thread::sleep(pause.min(LONGEST_PAUSE).min(left));
+                thread::sleep(PAUSE.min(left));
                 !left.is_zero()
             }))
             .map_err(about)?;

@@ -3,22 +3,32 @@
 //! The write is made by the test [`child`] in a process of its own, in the folder that
 //! `OXIFLOW_SQLITE_TEST_BASE` names.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
-use std::{env, fs};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::{env, fs, thread};
 
-use oxiflow_plugin_api::{Backend, Call, ErrorKind, Expected};
+use oxiflow_plugin_api::{Backend, BackendError, Call, ErrorKind, Expected};
 
 use super::{SqliteBackend, file_of, get, put, store};
 
 const BASE: &str = "OXIFLOW_SQLITE_TEST_BASE";
+const HOG: &str = "OXIFLOW_SQLITE_TEST_HOG";
 
-/// Not a test of its own: opens the store, makes a file that strace can tell the start from, and
-/// writes.
+/// Not a test of its own: opens the store and writes, once or for ever.
 #[test]
 fn child() {
     let Some(base) = env::var_os(BASE) else { return };
     let store = store(Path::new(&base));
+    if env::var_os(HOG).is_some() {
+        for number in 0_u64.. {
+            put(&store, &hog(std::process::id()), &number.to_ne_bytes()).unwrap();
+            if number == 0 {
+                println!("\n> started");
+            }
+        }
+    }
     let answer = match put(&store, "a", b"new") {
         Ok(_) => "ok".to_owned(),
         Err(error) => format!("{}: {error}", error.kind()),
@@ -123,6 +133,56 @@ fn a_kill_at_any_system_call_of_a_write_leaves_old_or_new() {
         }
     }
     assert!(kills >= 4, "only {kills} kills");
+}
+
+/// The key under which a process that writes for ever counts its writes.
+fn hog(pid: u32) -> String {
+    format!("hog-{pid}")
+}
+
+#[test]
+fn processes_that_write_without_pause_starve_nobody() {
+    // In memory, so that the disk's speed and other users do not matter.
+    let memory = Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_owned() } else { env::temp_dir() };
+    let base = tempfile::tempdir_in(place).unwrap();
+    let store = store(base.path());
+    let mut hogs: Vec<_> = (0..4)
+        .map(|_| {
+            let mut hog = Command::new(env::current_exe().unwrap())
+                .args(["--exact", "tests::faults::child", "--nocapture"])
+                .env(BASE, base.path())
+                .env(HOG, "1")
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let output = BufReader::new(hog.stdout.take().unwrap());
+            output.lines().find(|line| line.as_deref().unwrap() == "> started").unwrap().unwrap();
+            hog
+        })
+        .collect();
+    let written = || -> Result<u64, BackendError> {
+        let counts = hogs.iter().map(|process| get(&store, &hog(process.id())));
+        counts.map(|count| Ok(u64::from_ne_bytes(count?.unwrap().try_into().unwrap()))).sum()
+    };
+    // How many writes of others one write of ours waited for.
+    let overtaken: Result<Vec<u64>, BackendError> = (0..100)
+        .map(|_| {
+            // Time for the others to be well under way.
+            thread::sleep(Duration::from_millis(2));
+            let before = written()?;
+            put(&store, "a", b"x")?;
+            Ok(written()? - before)
+        })
+        .collect();
+    for hog in &mut hogs {
+        hog.kill().unwrap();
+        hog.wait().unwrap();
+    }
+    let most = overtaken.unwrap().into_iter().max().unwrap();
+    println!("overtaken at most {most} times");
+    // All have the same chance, so that many in a row do not happen.
+    assert!(most < 200, "overtaken {most} times");
 }
 
 #[test]
