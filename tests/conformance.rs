@@ -7,6 +7,8 @@
 mod kit;
 #[path = "kit/postgres.rs"]
 mod postgres;
+#[path = "kit/redis.rs"]
+mod redis;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -119,4 +121,15 @@ fn the_http_backend_conforms() {
     let token = "0123456789abcdef0123456789abcdef";
     let served = kit::Served::start_with(&project, &["--token-env", "TOKEN"], &[("TOKEN", token)]);
     conforms("http", json!({ "url": served.url, "token": token }), &[]);
+}
+
+#[test]
+fn the_redis_backend_conforms() {
+    let Some(server) = redis::Server::start(redis::DURABLE) else { return };
+    conforms("redis", json!({ "url": server.url() }), &[]);
+}
+
+#[test]
+fn the_sqlite_backend_conforms() {
+    conforms("sqlite", json!({}), &[]);
 }

@@ -6,6 +6,9 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part of the kit")]
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
+pub mod disk;
+pub mod example;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -23,6 +26,10 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_oxide_flow");
 /// How long anything that is waited for may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The backends of this repository. They are built together, once per test program: after the
+/// first time that is a look at time stamps, however long one of them takes to compile.
+pub const PLUGINS: &[&str] = &["file", "http", "memory", "postgres", "redis", "sqlite"];
+
 /// The folder of this repository.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("host/ is in the repository")
@@ -37,12 +44,10 @@ pub fn plugin_library(name: &str) -> PathBuf {
 pub fn plugin_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let library = build_cdylib(&[
-            "oxiflow-backend-file",
-            "oxiflow-backend-http",
-            "oxiflow-backend-memory",
-            "oxiflow-backend-postgres",
-        ]);
+        let packages: Vec<String> =
+            PLUGINS.iter().map(|name| format!("oxiflow-backend-{name}")).collect();
+        let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
+        let library = build_cdylib(&packages);
         library.parent().expect("a file is in a folder").to_owned()
     })
 }
@@ -375,6 +380,14 @@ impl Drop for Running {
         self.0.kill().unwrap_or_default();
         self.0.wait().map(drop).unwrap_or_default();
     }
+}
+
+/// Says on standard error why a test is skipped; with `OXIFLOW_TEST_REQUIRE_ALL` that is a failure.
+#[track_caller]
+pub fn skipped(reason: &str) {
+    let required = std::env::var_os("OXIFLOW_TEST_REQUIRE_ALL").is_some();
+    assert!(!required, "{reason}, and no test may be skipped");
+    eprintln!("skipped: {reason}");
 }
 
 /// Waits until a condition holds; the test fails when it does not in time.
