@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use kit::disk::Small;
-use kit::{Project, Ran, wait_for};
+use kit::{Project, Ran, Running, wait_for};
 use serde_json::Value;
 
 /// Reports `c1`, and `c2` once there is a file `go`, and ends once there is a file `end`.
@@ -41,7 +41,17 @@ fn run_into_full_disk(project: &Project, disk: &Small) -> Ran {
     });
     disk.fill();
     project.write("go", "");
-    Ran::from(child.wait_with_output().unwrap())
+    let mut running = Running::from(child);
+    wait_for_end(&mut running, disk);
+    running.finish()
+}
+
+/// Waits until a run ends, on a disk that stays full whatever the run gives back.
+fn wait_for_end(running: &mut Running, disk: &Small) {
+    wait_for("the run to end", || {
+        disk.top_up();
+        running.ended()
+    });
 }
 
 /// The only file in a folder of rescued states.
@@ -202,12 +212,13 @@ fn a_state_that_finds_no_space_at_the_end_of_its_step_is_rescued_as_it_ended() {
          oxide_flow progress --records 7 --last-id c7'}]\n",
     );
     let Some(disk) = Small::mount(&project.path().join(".oxiflow/state"), "64k") else { return };
-    let running = project.start_captured(&["run"]);
+    let mut running = project.start_captured(&["run"]);
     wait_for("the step", || {
         (project.state("p")?["step_states"]["a"]["status"] == "running").then_some(())
     });
     disk.fill();
     project.write("go", "");
+    wait_for_end(&mut running, &disk);
     running.finish().expect(1);
     disk.make_room();
     let file = rescued(&project.path().join(".oxiflow/rescue"));
@@ -227,9 +238,10 @@ fn a_state_is_rescued_when_the_full_disk_costs_the_lease() {
         "pipeline: [{name: a, run: 'oxide_flow progress --records 7 --last-id c7; touch ready; sleep 60'}]\n",
     );
     let Some(disk) = Small::mount(&project.path().join(".oxiflow/state"), "64k") else { return };
-    let running = project.start_captured(&["run"]);
+    let mut running = project.start_captured(&["run"]);
     wait_for("the step", || project.path().join("ready").exists().then_some(()));
     disk.fill();
+    wait_for_end(&mut running, &disk);
     let ran = running.finish().expect(4);
     assert!(ran.stderr.contains("could not be renewed in time"), "{}", ran.stderr);
     disk.make_room();

@@ -1,5 +1,6 @@
 //! A small disk, to be filled.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -26,6 +27,14 @@ impl Small {
     pub fn fill(&self) {
         let filled = std::fs::write(self.0.join("filler"), vec![0; 4 * 1024 * 1024]);
         assert!(filled.is_err(), "the disk is not full");
+    }
+
+    /// Takes what was given back since it was filled: a file that was being replaced meanwhile needed
+    /// room for two.
+    pub fn top_up(&self) {
+        let mut filler =
+            std::fs::File::options().append(true).open(self.0.join("filler")).expect("the filler");
+        while filler.write_all(&[0; 512]).is_ok() {}
     }
 
     /// Gives it back.
