@@ -128,7 +128,7 @@ fn unknown_sections_and_keys_are_told_with_the_nearest_right_one() {
         ");
     insta::assert_snapshot!(error_of("cluster: x\n"), @"
         oxiflow.yaml:1:1: unknown section `cluster`
-        hint: valid here: project, settings, environment, oxis, plugins, state
+        hint: valid here: project, settings, environment, oxis, plugins, state, server
         ");
     insta::assert_snapshot!(error_of("state:\n  bakcend: file\n"), @"
         oxiflow.yaml:2:3: unknown key `bakcend`
