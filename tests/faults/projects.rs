@@ -98,7 +98,8 @@ pub fn rescued() -> Project {
     let mut state = stored.value;
     state.last_processed_id = "c2".into();
     let now: DateTime<Utc> = app.clock.now();
-    let rescued = Rescued::new(&state, &stored.version, "the disk was full".into(), now);
+    let rescued =
+        Rescued::new(&state, &stored.version, state.version, "the disk was full".into(), now);
     let folder = project.path().join("rescued");
     let file = write_rescue_file(&app.store, &rescued, &[folder]).unwrap();
     std::fs::rename(file, project.path().join("rescued.oxiflow")).unwrap();

@@ -105,8 +105,8 @@ impl Run {
     ///
     /// # Errors
     /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged, also
-    /// one in the spool, unless the run starts over: then the damaged bytes are quarantined.
-    /// Otherwise as the store fails.
+    /// one in the spool, unless the run starts over: then the damaged bytes are quarantined, and
+    /// the spooled state is kept aside. Otherwise as the store fails.
     pub fn begin(
         store: &StateStore,
         clock: &Arc<dyn Clock>,
@@ -123,7 +123,9 @@ impl Run {
             store.load_state(pipeline)?.map_or(0, |state| state.value.epoch)
         };
         let spool = &request.fallback.spool;
-        spool.entries(store, pipeline)?;
+        if !request.fresh {
+            spool.entries(store, pipeline)?;
+        }
         let acquired = acquire(
             store,
             clock.as_ref(),
@@ -145,7 +147,7 @@ impl Run {
         if let Some(takeover) = &acquired.takeover {
             after_takeover(takeover);
         }
-        let begun = replay(store, spool, pipeline).and_then(|settled| {
+        let begun = settle_spool(store, request).and_then(|settled| {
             let replayed = settled.iter().any(|settled| matches!(settled, Settled::Replayed(_)));
             let taken_on = take_on(store, clock.as_ref(), request, epoch, replayed)?;
             let (store, clock) = (store.clone(), Arc::clone(clock));
@@ -465,9 +467,16 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // A store that is away is not asked again; the lease runs out by itself.
-        if self.degraded.is_none() {
-            self.release();
+        let lost = self.lease.as_ref().is_some_and(|lease| lease.lost().is_some());
+        if self.degraded.is_none() && !lost {
+            return self.release();
+        }
+        // A store that is away is not asked again, and not waited for.
+        if let Some(lease) = self.lease.take() {
+            lease.abandon();
+        }
+        if let Some(care) = self.care.take() {
+            care.abandon();
         }
     }
 }
@@ -490,6 +499,17 @@ fn ending(state: &PipelineState) -> String {
 #[must_use]
 pub fn rescue_folders(project_dir: &Path) -> Vec<PathBuf> {
     vec![project_dir.join(".oxiflow/rescue"), std::env::temp_dir()]
+}
+
+/// Deals with what earlier runs spooled. A run that starts over is not kept from it by damage.
+fn settle_spool(store: &StateStore, request: &RunRequest) -> Result<Vec<Settled>> {
+    let (spool, pipeline) = (&request.fallback.spool, &request.pipeline);
+    match replay(store, spool, pipeline) {
+        Err(error) if request.fresh && error.kind() == ErrorKind::Corrupt => {
+            spool.give_up(pipeline, &crate::error::chain(&error))
+        }
+        settled => settled,
+    }
 }
 
 /// Writes the state under the new epoch, before anything else is done with the pipeline. A worker
