@@ -6,8 +6,8 @@ mod kit;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use kit::disk::Small;
 use kit::{Project, Ran, wait_for};
 use serde_json::Value;
 
@@ -24,42 +24,6 @@ pipeline:
         until test -e end; do sleep 0.01; done
       fi
 ";
-
-/// A file system of 64 KiB; unmounted when it is dropped.
-struct Small(PathBuf);
-
-impl Small {
-    /// `None`, said on standard error, when this user may not mount.
-    fn mount(folder: &Path) -> Option<Self> {
-        std::fs::create_dir_all(folder).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "none"])
-            .arg(folder)
-            .output();
-        if mounted.is_ok_and(|output| output.status.success()) {
-            return Some(Self(folder.to_owned()));
-        }
-        let required = std::env::var_os("OXIFLOW_TEST_REQUIRE_ALL").is_some();
-        assert!(!required, "cannot mount a file system, and no test may be skipped");
-        eprintln!("skipped: cannot mount a file system for a full disk");
-        None
-    }
-
-    fn fill(&self) {
-        let filled = std::fs::write(self.0.join("filler"), vec![0; 128 * 1024]);
-        assert!(filled.is_err(), "the disk is not full");
-    }
-
-    fn make_room(&self) {
-        std::fs::remove_file(self.0.join("filler")).unwrap();
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(&self.0).status().map(drop).unwrap_or_default();
-    }
-}
 
 /// Runs the pipeline until the disk is full; returns how that ended.
 fn run_into_full_disk(project: &Project, disk: &Small) -> Ran {
@@ -106,7 +70,7 @@ fn after_full_disk(configuration: &str) -> Option<(Project, Small, PathBuf, Ran)
     project.write("key", &"07".repeat(32));
     let key = project.path().join("key");
     std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
-    let disk = Small::mount(&project.path().join(".oxiflow/state"))?;
+    let disk = Small::mount(&project.path().join(".oxiflow/state"), "64k")?;
     let ran = run_into_full_disk(&project, &disk);
     assert_eq!(project.state("p").unwrap()["last_processed_id"], "c1", "the old state is intact");
     disk.make_room();
@@ -216,7 +180,7 @@ fn a_rescued_state_of_an_encrypted_store_is_encrypted_too() {
 #[test]
 fn a_state_is_rescued_elsewhere_when_the_project_is_on_the_full_disk() {
     let project = Project::steady(STEP);
-    let Some(disk) = Small::mount(&project.path().join(".oxiflow")) else { return };
+    let Some(disk) = Small::mount(&project.path().join(".oxiflow"), "64k") else { return };
     let ran = run_into_full_disk(&project, &disk).expect(1);
     let file = rescued(&project.path().join("tmp"));
     assert!(ran.stderr.contains(file.to_str().unwrap()), "{}", ran.stderr);
@@ -237,7 +201,7 @@ fn a_state_that_finds_no_space_at_the_end_of_its_step_is_rescued_as_it_ended() {
         "pipeline: [{name: a, run: 'until test -e go; do sleep 0.01; done; \
          oxide_flow progress --records 7 --last-id c7'}]\n",
     );
-    let Some(disk) = Small::mount(&project.path().join(".oxiflow/state")) else { return };
+    let Some(disk) = Small::mount(&project.path().join(".oxiflow/state"), "64k") else { return };
     let running = project.start_captured(&["run"]);
     wait_for("the step", || {
         (project.state("p")?["step_states"]["a"]["status"] == "running").then_some(())
@@ -262,7 +226,7 @@ fn a_state_is_rescued_when_the_full_disk_costs_the_lease() {
         "pipelines/p.yaml",
         "pipeline: [{name: a, run: 'oxide_flow progress --records 7 --last-id c7; touch ready; sleep 60'}]\n",
     );
-    let Some(disk) = Small::mount(&project.path().join(".oxiflow/state")) else { return };
+    let Some(disk) = Small::mount(&project.path().join(".oxiflow/state"), "64k") else { return };
     let running = project.start_captured(&["run"]);
     wait_for("the step", || project.path().join("ready").exists().then_some(()));
     disk.fill();

@@ -38,10 +38,12 @@ fn records(project: &Project) -> Records {
 
 /// Puts a body into the store as a program of this schema would have.
 fn seal(project: &Project, pipeline: &str, schema: u32, body: &Value) {
-    let call = Call::within(Duration::from_secs(10));
     let body = body.to_string().into_bytes();
     let key = format!("state/{pipeline}");
-    records(project).put(&call, &key, schema, &body, &Expected::Any).unwrap();
+    // Opened first: it may have to build the plugins.
+    let records = records(project);
+    let call = Call::within(Duration::from_secs(10));
+    records.put(&call, &key, schema, &body, &Expected::Any).unwrap();
 }
 
 /// Puts a fixture of schema 1 into the store.
@@ -321,4 +323,14 @@ fn an_original_name_that_is_no_name_here_is_remembered() {
     project.write("in.json", &fixture("v1-paused.json"));
     let ran = project.run(&["state", "import", "p", "--file", "in.json"]).expect(3);
     assert!(ran.stderr.contains("is the state of pipeline `orders`"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_program_that_looks_through_the_cache_sees_an_original_state_migrated() {
+    let project = project();
+    seal_fixture(&project, "v1-completed.json", "orders");
+    let store = oxide_flow::store::StateStore::new(records(&project));
+    let state = store.read_state(&"orders".parse().unwrap()).unwrap().unwrap();
+    assert_eq!(state.pipeline_id.as_str(), "orders");
+    assert_eq!(stored_schema(&project, "orders"), 1);
 }

@@ -7,6 +7,8 @@
 mod kit;
 #[path = "kit/postgres.rs"]
 mod postgres;
+#[path = "kit/redis.rs"]
+mod redis;
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -27,6 +29,7 @@ const OPTIONS: &str = "OXIFLOW_TEST_OPTIONS";
 struct Loaded {
     backend: String,
     folder: PathBuf,
+    /// Those it cannot do without.
     options: Value,
     plugin: Plugin,
 }
@@ -109,4 +112,24 @@ fn the_postgres_backend_conforms() {
     let Some(server) = postgres::Server::start(&[]) else { return };
     let options = json!({ "dsn": server.dsn(), "password": postgres::PASSWORD });
     conforms("postgres", options, &[]);
+}
+
+#[test]
+fn the_http_backend_conforms() {
+    // Through a real server process, over the file backend.
+    let project = kit::Project::new(kit::QUICK);
+    let token = "0123456789abcdef0123456789abcdef";
+    let served = kit::Served::start_with(&project, &["--token-env", "TOKEN"], &[("TOKEN", token)]);
+    conforms("http", json!({ "url": served.url, "token": token }), &[]);
+}
+
+#[test]
+fn the_redis_backend_conforms() {
+    let Some(server) = redis::Server::start(redis::DURABLE) else { return };
+    conforms("redis", json!({ "url": server.url() }), &[]);
+}
+
+#[test]
+fn the_sqlite_backend_conforms() {
+    conforms("sqlite", json!({}), &[]);
 }

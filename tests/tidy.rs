@@ -19,6 +19,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("migration", &["store", "lease", "recovery", "model"]),
     ("runner", &["store", "lease", "history", "recovery", "model", "config"]),
     ("app", &["config", "plugin", "layer", "store", "lease", "recovery", "runner", "model"]),
+    ("view", &["store", "lease", "model"]),
+    ("server", &["app", "lease", "model", "config", "view"]),
     ("manager", &["app", "config", "store", "lease", "recovery", "runner", "model"]),
     ("metrics", &[]),
 ];

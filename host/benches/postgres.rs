@@ -2,8 +2,8 @@
 //! same server. `cargo bench -p oxide_flow --bench postgres`.
 //!
 //! Both take turns in one run, so that the ratios hold although figures drift; values differ from
-//! write to write. Prints medians of the time for each call: with several threads, of all of them
-//! together.
+//! write to write. Prints two medians: how long a call took, which says little of a machine that is
+//! busy otherwise, and how long a round took for each of its calls, which is what threads get done.
 
 #![expect(clippy::expect_used, reason = "a bench that cannot be set up fails")]
 
@@ -46,19 +46,20 @@ fn main() {
     let config: Config = server.dsn().parse().expect("a connection string");
 
     for threads in [1, 8, 32] {
-        let mut swaps = (Vec::new(), Vec::new());
-        let mut gets = (Vec::new(), Vec::new());
+        let (mut swaps, mut gets) = (Times::default(), Times::default());
         let mut bare: Vec<Bare> = (0..threads).map(|at| Bare::connect(&config, at)).collect();
         let mut ours: Vec<Ours<'_>> = (0..threads).map(|at| Ours::new(&*store, at)).collect();
         // The first round is not counted: it prepares statements and opens connections.
         for round in 0..=ROUNDS {
-            swaps.0.push(together(&mut bare, |it, call| it.swap(&payload(round * CALLS + call))));
-            swaps.1.push(together(&mut ours, |it, call| it.swap(&payload(round * CALLS + call))));
-            gets.0.push(together(&mut bare, |it, _| it.get()));
-            gets.1.push(together(&mut ours, |it, _| it.get()));
+            let counts = round > 0;
+            let value = |call| payload(round * CALLS + call);
+            swaps.bare(together(&mut bare, |it, call| it.swap(&value(call))), counts);
+            swaps.ours(together(&mut ours, |it, call| it.swap(&value(call))), counts);
+            gets.bare(together(&mut bare, |it, _| it.get()), counts);
+            gets.ours(together(&mut ours, |it, _| it.get()), counts);
         }
-        show(&format!("put, 2 KiB, {threads} threads"), swaps);
-        show(&format!("get, 2 KiB, {threads} threads"), gets);
+        swaps.show(&format!("put, 2 KiB, {threads} threads"));
+        gets.show(&format!("get, 2 KiB, {threads} threads"));
     }
 
     let many = format!(
@@ -68,16 +69,18 @@ fn main() {
     );
     server.query(&many);
     server.query("VACUUM ANALYZE oxiflow.records");
-    let mut lists = (Vec::new(), Vec::new());
+    let mut lists = Times::default();
     let mut bare = Bare::connect(&config, 0);
-    for _ in 0..=ROUNDS {
-        lists.0.push(timed(|| bare.list()));
-        lists.1.push(timed(|| {
+    for round in 0..=ROUNDS {
+        let time = timed(|| bare.list());
+        lists.bare((vec![time], time), round > 0);
+        let time = timed(|| {
             let rows = store.list(&Call::unbounded(), "many/", None, usize::MAX);
             assert_eq!(rows.expect("a listing").len(), LISTED);
-        }));
+        });
+        lists.ours((vec![time], time), round > 0);
     }
-    show(&format!("list of {LISTED} keys"), lists);
+    lists.show(&format!("list of {LISTED} keys"));
 }
 
 /// The bare client library, with a key and a connection of its own.
@@ -154,22 +157,35 @@ impl<'a> Ours<'a> {
     }
 }
 
-/// Has each worker make its calls, all at once, and returns the time for each call.
-fn together<T: Send>(workers: &mut [T], work: impl Fn(&mut T, usize) + Sync) -> Duration {
-    let calls = u32::try_from(workers.len() * CALLS).expect("few calls");
+/// Has each worker make its calls, all at once. Returns the time of each call, and that of the whole
+/// round for each call.
+fn together<T: Send>(
+    workers: &mut [T],
+    work: impl Fn(&mut T, usize) + Sync,
+) -> (Vec<Duration>, Duration) {
+    let count = u32::try_from(workers.len() * CALLS).expect("few calls");
     let barrier = Barrier::new(workers.len() + 1);
-    let started = std::thread::scope(|scope| {
-        for worker in workers {
-            let (barrier, work) = (&barrier, &work);
-            scope.spawn(move || {
-                barrier.wait();
-                (0..CALLS).for_each(|call| work(worker, call));
-            });
-        }
+    let mut calls = Vec::new();
+    let mut round = Duration::ZERO;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = workers
+            .iter_mut()
+            .map(|worker| {
+                let (barrier, work) = (&barrier, &work);
+                scope.spawn(move || {
+                    barrier.wait();
+                    (0..CALLS).map(|call| timed(|| work(worker, call))).collect::<Vec<_>>()
+                })
+            })
+            .collect();
         barrier.wait();
-        Instant::now()
+        let started = Instant::now();
+        for thread in threads {
+            calls.extend(thread.join().expect("a worker"));
+        }
+        round = started.elapsed() / count;
     });
-    started.elapsed() / calls
+    (calls, round)
 }
 
 /// Bytes that differ from call to call, and do not compress to nothing.
@@ -188,11 +204,37 @@ fn timed(work: impl FnOnce()) -> Duration {
     started.elapsed()
 }
 
-fn show(what: &str, (bare, ours): (Vec<Duration>, Vec<Duration>)) {
-    let [bare, ours] = [bare, ours].map(|mut times| {
-        times.remove(0);
-        times.sort_unstable();
-        times[times.len() / 2].as_secs_f64() * 1e6
-    });
-    println!("{what:24} bare {bare:>9.1} µs   backend {ours:>9.1} µs  {:>5.2}×", ours / bare);
+/// Of the bare library and of the backend: the time of calls, and of rounds for each call.
+#[derive(Default)]
+struct Times {
+    calls: [Vec<Duration>; 2],
+    rounds: [Vec<Duration>; 2],
+}
+
+impl Times {
+    fn bare(&mut self, times: (Vec<Duration>, Duration), counts: bool) {
+        self.add(0, times, counts);
+    }
+
+    fn ours(&mut self, times: (Vec<Duration>, Duration), counts: bool) {
+        self.add(1, times, counts);
+    }
+
+    fn add(&mut self, side: usize, (calls, round): (Vec<Duration>, Duration), counts: bool) {
+        if counts {
+            self.calls[side].extend(calls);
+            self.rounds[side].push(round);
+        }
+    }
+
+    fn show(self, what: &str) {
+        for (what, times) in [(what, self.calls), ("  in a round, each", self.rounds)] {
+            let [bare, ours] = times.map(|mut times| {
+                times.sort_unstable();
+                times[times.len() / 2].as_secs_f64() * 1e6
+            });
+            let ratio = ours / bare;
+            println!("{what:24} bare {bare:>9.1} µs   backend {ours:>9.1} µs  {ratio:>5.2}×");
+        }
+    }
 }

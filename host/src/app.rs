@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oxiflow_plugin_api::{BackendError, Capabilities};
+use oxiflow_plugin_api::{BackendError, Capabilities, Storage};
 
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, EncryptionSection, Env, KeyPlace, Pipeline, RepairSection};
@@ -28,6 +28,9 @@ pub struct App {
     pub config: Config,
     /// Where state is kept.
     pub store: StateStore,
+    /// The backend itself, below everything that the store puts on top of it: what is sealed
+    /// there stays sealed here.
+    pub backend: Arc<dyn Storage>,
     /// Time.
     pub clock: Arc<dyn Clock>,
     /// The plugin behind the store.
@@ -63,7 +66,12 @@ impl App {
     fn open_or(
         config: Config,
         env: &Env<'_>,
-        otherwise: impl FnOnce(&Config, &Plugin, BackendError, &Arc<dyn Clock>) -> Result<Records>,
+        otherwise: impl FnOnce(
+            &Config,
+            &Plugin,
+            BackendError,
+            &Arc<dyn Clock>,
+        ) -> Result<(Arc<dyn Storage>, Records)>,
     ) -> Result<Self> {
         let clock = SystemClock::shared();
         let search = search_path(&config, env)?;
@@ -75,10 +83,12 @@ impl App {
         };
         let plugin = Plugin::find(backend, &search)?;
         check_options(&config, &plugin, &plugin.problems(options))?;
-        let mut records = match plugin.open(options, &config.project_dir) {
+        let (storage, mut records) = match plugin.open(options, &config.project_dir) {
             Ok(storage) => {
+                let storage: Arc<dyn Storage> = storage.into();
+                let shared = Box::new(Arc::clone(&storage));
                 let cache_size = config.state.cache_size;
-                layer::stack(storage, backend, cache_size, Arc::clone(&clock))
+                (storage, layer::stack(shared, backend, cache_size, Arc::clone(&clock)))
             }
             Err(error) => otherwise(&config, &plugin, error, &clock)?,
         };
@@ -86,7 +96,7 @@ impl App {
             records = records.encrypted(keyring(encryption, env)?);
         }
         let store = StateStore::new(records);
-        Ok(Self { config, store, clock, plugin })
+        Ok(Self { config, store, backend: storage, clock, plugin })
     }
 
     /// Why state kept by this backend is lost or invisible, in words; `None` for a backend that

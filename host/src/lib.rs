@@ -6,8 +6,9 @@
 //! In reading order: [`model`] is what is kept, [`config`] what a project says, [`plugin`] loads a
 //! backend, [`layer`] makes records of its bytes, [`store`] gives them types, [`lease`] decides
 //! who may write, [`history`] keeps what happened, [`recovery`] keeps and puts back copies,
-//! [`migration`] moves pipelines to another store, [`runner`] runs steps, [`app`] puts it all together, [`manager`] is for programs that embed it,
-//! and [`cli`] is the command line.
+//! [`migration`] moves pipelines to another store, [`runner`] runs steps, [`app`] puts it all
+//! together, [`view`] is what is shown of it, [`server`] shows and serves it over HTTP,
+//! [`manager`] is for programs that embed it, and [`cli`] is the command line.
 //! `docs/architecture.md` says which of these may use which.
 
 pub mod app;
@@ -26,4 +27,6 @@ pub mod plugin;
 pub mod recovery;
 pub mod redact;
 pub mod runner;
+pub mod server;
 pub mod store;
+pub mod view;

@@ -4,6 +4,7 @@
 //! loaded plugin is a `Storage`, and so is every layer that the host puts on top of one, which is
 //! why they stack. The clauses C1 to C14 hold for both.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::call::Call;
@@ -80,4 +81,43 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// As the store fails.
     fn health(&self, call: &Call) -> Result<Health, BackendError>;
+}
+
+/// A shared store is a store.
+impl<S: Storage + ?Sized> Storage for Arc<S> {
+    fn capabilities(&self) -> Capabilities {
+        (**self).capabilities()
+    }
+
+    fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
+        (**self).get(call, key)
+    }
+
+    fn put(
+        &self,
+        call: &Call,
+        key: &str,
+        value: &[u8],
+        expected: &Expected,
+    ) -> Result<Version, BackendError> {
+        (**self).put(call, key, value, expected)
+    }
+
+    fn delete(&self, call: &Call, key: &str, expected: &Expected) -> Result<bool, BackendError> {
+        (**self).delete(call, key, expected)
+    }
+
+    fn list(
+        &self,
+        call: &Call,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, BackendError> {
+        (**self).list(call, prefix, after, limit)
+    }
+
+    fn health(&self, call: &Call) -> Result<Health, BackendError> {
+        (**self).health(call)
+    }
 }

@@ -5,8 +5,9 @@
 
 use crate::kit::Project;
 use crate::projects::{
-    completed, encrypted, imported, locked, not_begun, of_the_original_program, rescued, resumable,
-    unfinished, with_backups, with_export, with_old_history,
+    completed, damaged, encrypted, imported, invalid, locked, not_begun, of_the_original_program,
+    rescued, resumable, unfinished, with_backups, with_damaged_lease, with_export,
+    with_old_history,
 };
 use crate::subject::data;
 
@@ -222,9 +223,36 @@ const CHANGES: &[Change] = &[
         // The newest that verifies never goes.
         copies: Copies::Leaves(1),
     },
+    Change {
+        name: "repair of a damaged state",
+        prepare: damaged,
+        arguments: |_| words("state repair p --yes"),
+        says: "repaired the state",
+        again: &[],
+        between: Between::Nothing,
+        // The damaged bytes are kept in quarantine.
+        copies: Copies::Adds,
+    },
+    Change {
+        name: "repair of an invalid state",
+        prepare: invalid,
+        arguments: |_| words("state repair p --yes"),
+        says: "repaired the state",
+        again: &[],
+        between: Between::Nothing,
+        copies: Copies::Adds,
+    },
+    Change {
+        name: "repair of a damaged lease",
+        prepare: with_damaged_lease,
+        arguments: |_| words("state repair p --yes"),
+        says: "repaired the lease",
+        again: &[],
+        between: Between::Nothing,
+        copies: Copies::Nothing,
+    },
 ];
 
-/// The words of a command line.
-pub fn words(line: &str) -> Vec<String> {
+fn words(line: &str) -> Vec<String> {
     line.split(' ').map(str::to_owned).collect()
 }

@@ -3,7 +3,6 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use chrono::{DateTime, Utc};
 use oxide_flow::app::App;
 use oxide_flow::config::{Config, ProjectLocation};
 use oxide_flow::recovery::{Rescued, write_rescue_file};
@@ -78,13 +77,51 @@ pub fn of_the_original_program() -> Project {
     let path = repository().join("tests/fixtures/states/v1-paused.json");
     let mut body: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     body["pipeline_id"] = "p".into();
+    seal(&project, 1, &body);
+    project
+}
+
+/// An unfinished one whose state is whole and contradicts itself.
+pub fn invalid() -> Project {
+    let project = unfinished();
+    let exported = project.run(&["state", "export", "p"]).expect(0).stdout;
+    let mut body: Value = serde_json::from_str(&exported).expect("a state");
+    body["records_processed"] = 1.into();
+    seal(&project, 2, &body);
+    project
+}
+
+/// An unfinished one whose state is damaged. Its history has a copy.
+pub fn damaged() -> Project {
+    let project = unfinished();
+    damage(&project, ".oxiflow/state/states/p.json");
+    project
+}
+
+/// An unfinished one whose lease is damaged.
+pub fn with_damaged_lease() -> Project {
+    let project = unfinished();
+    damage(&project, ".oxiflow/state/leases/p.json");
+    project
+}
+
+/// Changes a byte in the middle of a file.
+fn damage(project: &Project, path: &str) {
+    let path = project.path().join(path);
+    let mut bytes = std::fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+/// Puts a state of this schema into the store, whatever is wrong with it.
+fn seal(project: &Project, schema: u32, body: &Value) {
     let plugin = oxide_flow::plugin::Plugin::load(&plugin_library("file")).unwrap();
     let storage = plugin.open(&Map::new(), project.path()).unwrap();
     let clock = oxide_flow::clock::SystemClock::shared();
     let records = oxide_flow::layer::stack(storage, "file", 0, clock);
     let body = body.to_string().into_bytes();
-    records.put(&Call::unbounded(), "state/p", 1, &body, &Expected::Any).unwrap();
-    project
+    records.put(&Call::unbounded(), "state/p", schema, &body, &Expected::Any).unwrap();
 }
 
 /// An unfinished one, with a rescued state that follows the stored one in `rescued.oxiflow`.
@@ -95,11 +132,10 @@ pub fn rescued() -> Project {
     let location = ProjectLocation::Explicit(project.path().to_owned());
     let app = App::open(Config::load(&location, &env).unwrap(), &env).unwrap();
     let stored = app.store.load_state(&"p".parse().unwrap()).unwrap().unwrap();
-    let mut state = stored.value;
+    let (mut state, saves) = (stored.value.clone(), stored.value.version);
     state.last_processed_id = "c2".into();
-    let now: DateTime<Utc> = app.clock.now();
-    let rescued =
-        Rescued::new(&state, &stored.version, state.version, "the disk was full".into(), now);
+    let (cause, now) = ("the disk was full".to_owned(), app.clock.now());
+    let rescued = Rescued::new(&state, &stored.version, saves, cause, now);
     let folder = project.path().join("rescued");
     let file = write_rescue_file(&app.store, &rescued, &[folder]).unwrap();
     std::fs::rename(file, project.path().join("rescued.oxiflow")).unwrap();

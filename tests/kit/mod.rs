@@ -6,9 +6,12 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test program uses a part of the kit")]
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
+pub mod disk;
+pub mod example;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -22,6 +25,10 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_oxide_flow");
 
 /// How long anything that is waited for may take.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The backends of this repository. They are built together, once per test program: after the
+/// first time that is a look at time stamps, however long one of them takes to compile.
+pub const PLUGINS: &[&str] = &["file", "http", "memory", "postgres", "redis", "sqlite"];
 
 /// The folder of this repository.
 pub fn repository() -> &'static Path {
@@ -37,11 +44,10 @@ pub fn plugin_library(name: &str) -> PathBuf {
 pub fn plugin_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
-        let library = build_cdylib(&[
-            "oxiflow-backend-file",
-            "oxiflow-backend-memory",
-            "oxiflow-backend-postgres",
-        ]);
+        let packages: Vec<String> =
+            PLUGINS.iter().map(|name| format!("oxiflow-backend-{name}")).collect();
+        let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
+        let library = build_cdylib(&packages);
         library.parent().expect("a file is in a folder").to_owned()
     })
 }
@@ -228,6 +234,45 @@ fn copy(source: &Path, target: &Path) {
     assert!(copied.expect("cp starts").success());
 }
 
+/// `oxide_flow serve` under way, on a free port. Dropping it kills it.
+pub struct Served {
+    /// Where it listens.
+    pub url: String,
+    /// The process.
+    pub running: Running,
+}
+
+impl Served {
+    /// Serves the store of a project. Its log goes to the file `server.log` of the project.
+    pub fn start(project: &Project, arguments: &[&str]) -> Self {
+        Self::start_with(project, arguments, &[])
+    }
+
+    /// As [`start`](Self::start), with these variables.
+    pub fn start_with(project: &Project, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let log = std::fs::File::create(project.path().join("server.log")).expect("a log");
+        let mut child = project
+            .command(["serve", "--listen", "127.0.0.1:0"].iter().chain(arguments))
+            .envs(variables.iter().copied())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("the program starts");
+        let stdout = child.stdout.take().expect("a pipe");
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let Some(url) = line.trim_end().strip_prefix("serving on ") else {
+            panic!("{line}: {}", project.read("server.log"))
+        };
+        Self { url: url.to_owned(), running: Running(child) }
+    }
+
+    /// The address without the scheme.
+    pub fn address(&self) -> &str {
+        self.url.split_once("://").expect("a URL").1
+    }
+}
+
 /// A configuration with the file backend and quick intervals.
 pub const QUICK: &str = "\
 project: {name: test}
@@ -335,6 +380,14 @@ impl Drop for Running {
         self.0.kill().unwrap_or_default();
         self.0.wait().map(drop).unwrap_or_default();
     }
+}
+
+/// Says on standard error why a test is skipped; with `OXIFLOW_TEST_REQUIRE_ALL` that is a failure.
+#[track_caller]
+pub fn skipped(reason: &str) {
+    let required = std::env::var_os("OXIFLOW_TEST_REQUIRE_ALL").is_some();
+    assert!(!required, "{reason}, and no test may be skipped");
+    eprintln!("skipped: {reason}");
 }
 
 /// Waits until a condition holds; the test fails when it does not in time.

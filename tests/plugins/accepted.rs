@@ -103,6 +103,28 @@ fn several_plugins_in_one_process_are_each_themselves() {
 }
 
 #[test]
+fn a_file_is_loaded_once_and_again_when_it_has_changed() {
+    let bench = Bench::empty();
+    let library = bench.library_of("once");
+    let copies = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let ours = maps.lines().filter(|line| line.contains("liboxiflow_backend_once.so"));
+        // One copy is mapped in several pieces, all of one inode.
+        let inodes = ours.map(|line| line.split_whitespace().nth(4).unwrap().to_owned());
+        inodes.collect::<std::collections::BTreeSet<_>>().len()
+    };
+    compile(&library, &["-DNAME=\"once\"", "-DVERSION=\"1.0\""]);
+    for _ in 0..3 {
+        assert_eq!(Plugin::load(&library).unwrap().description().version, "1.0");
+        assert_eq!(copies(), 1);
+    }
+    std::fs::remove_file(&library).unwrap();
+    compile(&library, &["-DNAME=\"once\"", "-DVERSION=\"1.1\""]);
+    assert_eq!(Plugin::load(&library).unwrap().description().version, "1.1");
+    assert_eq!(copies(), 2);
+}
+
+#[test]
 fn the_header_compiles_in_the_standards_it_promises() {
     for standard in ["-std=c99", "-std=c11"] {
         let bench = Bench::with_c(&[standard, "-pedantic", "-D_POSIX_C_SOURCE=200809L"]);

@@ -15,6 +15,7 @@ mod plugin;
 mod progress;
 mod run;
 mod run_view;
+mod serve;
 mod stale;
 mod state;
 mod ui;
@@ -74,6 +75,7 @@ fn dispatch(parsed: &Arguments, ui: &Ui) -> Result<ExitCode> {
         Command::State(command) => state::run(global, command, ui),
         Command::Worker(command) => worker::run(global, command, ui),
         Command::Plugin(command) => plugin::run(global, command, ui),
+        Command::Serve(args) => serve::run(global, args, ui),
         Command::Maintain(args) => maintain::run(global, args, ui),
         Command::Migrate(args) => migrate::run(global, args, ui),
         Command::Health { json } => health::run(global, *json, ui),

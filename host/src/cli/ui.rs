@@ -56,6 +56,13 @@ impl Ui {
 
     /// A JSON document: `kind` says what it is and in which version, `data` holds it.
     pub(super) fn json(&self, kind: &str, data: &impl Serialize) -> Result<()> {
+        self.raw(&self.document(kind, data)?);
+        Ok(())
+    }
+
+    /// The text of a JSON document.
+    #[expect(clippy::unused_self, reason = "printing goes through a value that commands are given")]
+    pub(super) fn document(&self, kind: &str, data: &impl Serialize) -> Result<String> {
         #[derive(Serialize)]
         struct Document<'a, T> {
             kind: &'a str,
@@ -66,8 +73,7 @@ impl Ui {
             serde_json::to_string_pretty(&Document { kind: &kind, data }).map_err(|error| {
                 Error::new(ErrorKind::Internal, "cannot write the result as JSON").because(error)
             })?;
-        self.raw(&(text + "\n"));
-        Ok(())
+        Ok(text + "\n")
     }
 
     /// A table of data.

@@ -17,6 +17,7 @@ mod pipeline;
 mod project;
 mod repair;
 mod section;
+mod server;
 mod state;
 mod step;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use pipeline::{
 };
 pub use project::{PROJECT_FILE, PluginsSection, ProjectSection, Settings};
 pub use repair::RepairSection;
+pub use server::{ServerSection, TlsSection};
 pub use state::{BACKEND_VARIABLE, StateSection};
 pub use step::{Command, Step};
 
@@ -69,6 +71,8 @@ pub struct Config {
     pub plugins: PluginsSection,
     /// How state is kept.
     pub state: StateSection,
+    /// How the store is served.
+    pub server: ServerSection,
     /// What a person should know though nothing is wrong, one sentence fragment each.
     pub notes: Vec<String>,
     option_lines: BTreeMap<String, u32>,
@@ -115,6 +119,7 @@ impl Config {
             environment: BTreeMap::new(),
             plugins: PluginsSection::default(),
             state: StateSection::default(),
+            server: ServerSection::default(),
             notes: Vec::new(),
             option_lines: BTreeMap::new(),
             shown_from: project_dir.to_path_buf(),
@@ -159,6 +164,7 @@ impl fmt::Debug for Config {
             .field("environment", &self.environment.keys().collect::<Vec<_>>())
             .field("plugins", &self.plugins)
             .field("state", &self.state)
+            .field("server", &self.server)
             .field("notes", &self.notes)
             .finish_non_exhaustive()
     }

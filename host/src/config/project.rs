@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, Mark, suggestion};
 use super::section::{self, Section};
+use super::server;
 use super::state::{self, ReadState};
 use super::yaml::{Entry, Node, Value};
 use super::{Config, Env, ProjectLocation, interpolate, older, yaml};
@@ -15,7 +16,8 @@ use super::{Config, Env, ProjectLocation, interpolate, older, yaml};
 /// The name of the project file.
 pub const PROJECT_FILE: &str = "oxiflow.yaml";
 
-const SECTIONS: &[&str] = &["project", "settings", "environment", "oxis", "plugins", "state"];
+const SECTIONS: &[&str] =
+    &["project", "settings", "environment", "oxis", "plugins", "state", "server"];
 
 /// Where people misplace things, and where they belong.
 const MISPLACED: &[(&str, &str)] = &[
@@ -28,6 +30,7 @@ const MISPLACED: &[(&str, &str)] = &[
     ("pipelines", "a pipeline is a file of its own, `pipelines/<name>.yaml`"),
     ("backend", "it belongs under `state:`"),
     ("backend_config", "it belongs under `state:`"),
+    ("listen", "it belongs under `server:`"),
     ("environments", "there is one set of settings; vary values with `${NAME:-default}`"),
 ];
 
@@ -155,6 +158,7 @@ pub(super) fn read_into(
             "project" => config.project = read_project(&shown, node)?,
             "settings" => config.settings = read_settings(&shown, node, &config.project_dir)?,
             "plugins" => config.plugins = read_plugins(&shown, node)?,
+            "server" => config.server = server::read(&shown, node, &config.project_dir)?,
             "environment" => {
                 config.environment = section::environment(&shown, "environment", node)?;
             }

@@ -17,12 +17,14 @@ struct Away {
     message: String,
 }
 
-/// Records of which none can be read or written, because of this error.
+/// A backend that answers every call with this error, and records in it. Nothing is tried again.
 #[must_use]
-pub fn away(error: &BackendError, clock: Arc<dyn Clock>) -> Records {
-    let storage = Away { kind: error.kind(), message: error.message().to_owned() };
+pub fn away(error: &BackendError, clock: Arc<dyn Clock>) -> (Arc<dyn Storage>, Records) {
+    let storage: Arc<dyn Storage> =
+        Arc::new(Away { kind: error.kind(), message: error.message().to_owned() });
     let (cache, metrics) = (Arc::new(Cache::new(0)), Arc::new(Metrics::new(Vec::new())));
-    Records::new(Arc::new(storage), clock, cache, metrics)
+    let records = Records::new(Arc::clone(&storage), clock, cache, metrics);
+    (storage, records)
 }
 
 impl Away {

@@ -24,6 +24,28 @@ pub(super) struct CheckedLibrary {
     /// Keeps `load_path` valid. It is never closed while the process lives, since glibc knows a
     /// library by its path and would take a reused descriptor number for the earlier library.
     pub(super) descriptor: OwnedFd,
+    /// Which file it was, with what content.
+    pub(super) identity: Identity,
+}
+
+/// A file as it was at one time: the inode, and when it was last changed in any way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for Identity {
+    fn from(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
 }
 
 /// Opens and checks a library.
@@ -74,7 +96,8 @@ pub(super) fn open_checked(file: &Path) -> Result<CheckedLibrary> {
         }
     };
     let load_path = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
-    Ok(CheckedLibrary { file: file.to_owned(), load_path, descriptor })
+    let identity = Identity::from(&metadata);
+    Ok(CheckedLibrary { file: file.to_owned(), load_path, descriptor, identity })
 }
 
 fn unreadable(file: &Path, error: std::io::Error) -> Error {

@@ -2,12 +2,17 @@
 //!
 //! The only `unsafe` of the host. What cannot be checked is assumed, and said so: that functions
 //! at the addresses in a table of the right name, version and size keep the rules of the ABI.
+//!
+//! A file that has not changed is loaded once. A second copy would have statics of its own, and
+//! two SQLites in a process drop each other's locks on a database that both have open.
 
 #![expect(unsafe_code, reason = "maps foreign code and reads its exported table")]
 
+use std::collections::HashMap;
 use std::error::Error as _;
 use std::ffi::{CStr, CString};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use abi_stable::library::{
     ROOT_MODULE_LOADER_NAME_WITH_NUL, RawLibrary, lib_header_from_raw_library,
@@ -18,23 +23,38 @@ use oxiflow_plugin_api::abi::{
 };
 use oxiflow_plugin_api::{BackendError, Capabilities, Description, Host, Storage};
 
-use super::check::{CheckedLibrary, refusal};
+use super::check::{CheckedLibrary, Identity, refusal};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A library in the process, with a verified table. Never unloaded: its threads and
 /// thread-locals would outlive its code.
+#[derive(Clone, Copy)]
 pub(super) struct Library {
     table: &'static BackendTable,
     has_root_module: bool,
 }
 
 impl Library {
-    /// Loads a checked library.
+    /// Loads a checked library, unless this process has it already.
     ///
     /// # Errors
     /// `Configuration` with the file, both versions where it is about versions, and the remedy.
     pub(super) fn load(checked: CheckedLibrary) -> Result<Self> {
-        let CheckedLibrary { file, load_path, descriptor } = checked;
+        static LOADED: Mutex<Option<HashMap<Identity, Library>>> = Mutex::new(None);
+        // Held while loading, so that two threads do not load one file twice.
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = loaded.get_or_insert_default();
+        let identity = checked.identity;
+        if let Some(library) = loaded.get(&identity) {
+            return Ok(*library);
+        }
+        let library = Self::load_new(checked)?;
+        loaded.insert(identity, library);
+        Ok(library)
+    }
+
+    fn load_new(checked: CheckedLibrary) -> Result<Self> {
+        let CheckedLibrary { file, load_path, descriptor, identity: _ } = checked;
         let file = file.as_path();
         // Everything is bound now: a function that is missing would otherwise end the process at
         // its first call.

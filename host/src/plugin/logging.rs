@@ -1,7 +1,10 @@
 //! Turns a plugin's log lines into events of the host's log.
+//!
+//! A library logs to the first host it was given, whichever store a line is about, so a line is
+//! redacted of the secrets of every store that this process has opened.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use oxiflow_plugin_api::host::LogLine;
 use oxiflow_plugin_api::{Host, LogLevel};
@@ -9,18 +12,29 @@ use tracing::level_filters::LevelFilter;
 
 use crate::redact::Redactor;
 
+static SECRETS: RwLock<Vec<Arc<Redactor>>> = RwLock::new(Vec::new());
+
 /// The host that a plugin of this name sees. What it logs of these secrets is not written.
 pub(super) fn host(plugin: &str, base_dir: &Path, secrets: Arc<Redactor>) -> Host {
+    if !secrets.is_empty() {
+        SECRETS.write().unwrap_or_else(PoisonError::into_inner).push(secrets);
+    }
     let plugin = plugin.to_owned();
-    Host::new(base_dir, max_level(), move |line| emit(&plugin, &secrets, line))
+    Host::new(base_dir, max_level(), move |line| emit(&plugin, line))
+}
+
+/// The text without the secrets of any store.
+fn redact(text: &str) -> String {
+    let secrets = SECRETS.read().unwrap_or_else(PoisonError::into_inner);
+    secrets.iter().fold(text.to_owned(), |text, secrets| secrets.redact(&text))
 }
 
 fn max_level() -> LogLevel {
     LevelFilter::current().into_level().map_or(LogLevel::Error, |level| LogLevel::from(&level))
 }
 
-fn emit(plugin: &str, secrets: &Redactor, line: &LogLine) {
-    let (message, detail) = (secrets.redact(&line.message), secrets.redact(&line.fields));
+fn emit(plugin: &str, line: &LogLine) {
+    let (message, detail) = (redact(&line.message), redact(&line.fields));
     macro_rules! event {
         ($level:ident) => {
             tracing::$level!(

@@ -9,12 +9,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    OPERATION_TIMEOUT, StateStore, body_of, check_subject, keys, milliseconds, parse, with_remedy,
+    OPERATION_TIMEOUT, StateStore, body_of, check_subject, keys, milliseconds, parse, state_record,
+    with_remedy,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::Record;
 use crate::metrics::Figures;
-use crate::model::{PipelineName, PipelineState, SCHEMA_VERSION};
+use crate::model::{PipelineName, PipelineState};
 
 /// How many records of one sort there are, and how large they are together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -53,7 +54,10 @@ impl StateStore {
         let started = Instant::now();
         let key = keys::state(pipeline);
         let read = self.records.read(&Call::within(OPERATION_TIMEOUT), &key, |record| {
-            let state: PipelineState = self.parse(&key, record, SCHEMA_VERSION)?;
+            let started = Instant::now();
+            let state = state_record(&key, record).map(|parsed| parsed.state.value);
+            self.records.metrics().deserialise.record(started.elapsed());
+            let state = state?;
             check_subject(&state, pipeline)?;
             Ok::<_, Error>(state)
         });

@@ -22,7 +22,7 @@ pub(crate) struct Pool {
     target: Target,
     size: usize,
     state: Mutex<State>,
-    /// Told when a connection is given back, or its place is free.
+    /// Told, if anybody waits, when a connection is given back, or its place is free.
     freed: Condvar,
 }
 
@@ -32,6 +32,8 @@ struct State {
     idle: Vec<Session>,
     /// How many there are, idle or not.
     open: usize,
+    /// How many calls wait for one.
+    waiting: usize,
     /// Grows when all connections are distrusted; older ones are then not kept.
     generation: u64,
     /// The server that was reached last.
@@ -87,21 +89,25 @@ impl Pool {
     }
 
     fn wait<'a>(
-        &self,
-        state: MutexGuard<'a, State>,
+        &'a self,
+        mut state: MutexGuard<'a, State>,
         deadline: Option<Instant>,
     ) -> Result<MutexGuard<'a, State>, BackendError> {
-        let Some(deadline) = deadline else {
-            return Ok(self.freed.wait(state).unwrap_or_else(PoisonError::into_inner));
-        };
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
             let size = self.size;
             let message = format!("all connections are in use; the option `pool_size` is {size}");
             return Err(BackendError::timeout(message));
         }
-        let (state, _) =
-            self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        state.waiting += 1;
+        state = match left {
+            None => self.freed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            Some(left) => {
+                let waited = self.freed.wait_timeout(state, left);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+        };
+        state.waiting -= 1;
         Ok(state)
     }
 
@@ -190,8 +196,12 @@ struct Slot<'a> {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.pool.lock().open -= 1;
-        self.pool.freed.notify_one();
+        let mut state = self.pool.lock();
+        state.open -= 1;
+        // Telling nobody would be a system call for each call.
+        if state.waiting > 0 {
+            self.pool.freed.notify_one();
+        }
     }
 }
 

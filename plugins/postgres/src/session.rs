@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::error::Error as _;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
@@ -165,13 +165,15 @@ impl Session {
 
     /// Whether another statement can be sent, as far as is known without asking the server.
     pub(crate) fn is_usable(&mut self) -> bool {
-        let link = &mut self.link;
-        !self.is_spent
-            && self.runtime.block_on(async {
-                // Lets the runtime see which bytes have come since the last call.
-                tokio::task::yield_now().await;
-                poll_fn(|context| Poll::Ready(pump(link, context, &Cell::default()).is_ok())).await
-            })
+        if self.is_spent {
+            return false;
+        }
+        // Lets the runtime see which bytes have come since the last call.
+        self.runtime.block_on(tokio::task::yield_now());
+        // Nobody waits for what comes of this. Were it the call's own waker, then sending the
+        // statement would wake it, which costs two system calls.
+        let mut context = Context::from_waker(Waker::noop());
+        pump(&mut self.link, &mut context, &Cell::default()).is_ok()
     }
 
     /// Runs a statement and returns its rows, and how many rows it changed.

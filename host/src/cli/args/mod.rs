@@ -73,6 +73,12 @@ pub(super) enum Command {
     /// Look at backend plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
+    /// Serve the store over HTTP: for other hosts, for programs, for monitoring
+    #[command(after_help = "Examples:
+  oxide_flow serve                             on 127.0.0.1:7311
+  oxide_flow serve --listen 127.0.0.1:0 --json on a free port, which is printed
+  kill -HUP PID                                change to a newly installed program or plugin")]
+    Serve(ServeArgs),
     /// Make the backups that are due and remove what need not be kept, once; for cron
     Maintain(MaintainArgs),
     /// Move all pipelines to another store
@@ -165,6 +171,22 @@ pub(super) enum PipelineCommand {
         #[arg(allow_hyphen_values = true)]
         pipeline: Option<PipelineName>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    /// Address and port [default: `server.listen`, or 127.0.0.1:7311]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) listen: Option<String>,
+    /// The environment variable with the token to read and write with
+    #[arg(long, value_name = "NAME")]
+    pub(super) token_env: Option<String>,
+    /// Print the address as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Open everything but the socket, and end
+    #[arg(long, hide = true)]
+    pub(super) check: bool,
 }
 
 #[derive(Debug, Args)]

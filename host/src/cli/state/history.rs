@@ -3,13 +3,14 @@
 
 use std::process::ExitCode;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::app::App;
 use crate::cli::exit;
 use crate::cli::ui::{Ui, count, number_of, time};
-use crate::error::{Error, ErrorKind, Result, chain};
+use crate::error::{ErrorKind, Result, chain};
 use crate::model::{HistoryRecord, PipelineName};
+use crate::view::history_document;
 
 pub(super) fn run(
     app: &App,
@@ -38,7 +39,7 @@ pub(super) fn run(
     let corrupt = records.iter().any(|(_, record)| record.is_err());
     if json {
         let rows: Result<Vec<Value>> =
-            records.iter().map(|(id, record)| document(id, record)).collect();
+            records.iter().map(|(id, record)| history_document(id, record)).collect();
         ui.json("state-history", &rows?)?;
     } else if records.is_empty() {
         ui.aside(&format!("pipeline `{pipeline}` has no history"));
@@ -56,23 +57,6 @@ pub(super) fn run(
         ui.warning(&chain(error));
     }
     Ok(ExitCode::from(if corrupt { exit::CORRUPT } else { 0 }))
-}
-
-/// Everything but the state, which is what `state diff` and `state rollback` are for.
-fn document(history_id: &str, record: &Result<HistoryRecord>) -> Result<Value> {
-    let record = match record {
-        Ok(record) => record,
-        Err(error) => return Ok(json!({"history_id": history_id, "error": chain(error)})),
-    };
-    let mut document = serde_json::to_value(record).map_err(|error| {
-        let message = format!("cannot write history record `{history_id}` as JSON");
-        Error::new(ErrorKind::Internal, message).because(error)
-    })?;
-    if let Some(fields) = document.as_object_mut() {
-        let state = fields.remove("state");
-        fields.insert("has_state".to_owned(), json!(state.is_some_and(|state| !state.is_null())));
-    }
-    Ok(document)
 }
 
 fn row(app: &App, history_id: &str, record: &Result<HistoryRecord>) -> Vec<String> {

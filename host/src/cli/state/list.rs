@@ -4,32 +4,17 @@
 use std::process::ExitCode;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
 
-use super::{MOVED, effective_status};
 use crate::app::App;
 use crate::cli::args::StateListArgs;
 use crate::cli::exit;
 use crate::cli::stale::{tell_outage, tell_unsaved};
 use crate::cli::ui::{Ui, count, seconds};
-use crate::error::{Error, ErrorKind, Result, chain};
+use crate::error::{ErrorKind, Result, chain};
 use crate::lease::Worker;
 use crate::model::{PipelineName, PipelineState, PipelineStatus};
 use crate::recovery::Spool;
-
-#[derive(Serialize)]
-struct Row {
-    pipeline: String,
-    status: String,
-    step: Option<String>,
-    records_processed: Option<u64>,
-    records_failed: Option<u64>,
-    saved_at: Option<DateTime<Utc>>,
-    worker_id: Option<String>,
-    /// When the state was spooled on this machine, if the store is away.
-    stale_since: Option<DateTime<Utc>>,
-    error: Option<String>,
-}
+use crate::view::{PipelineRow, effective_status, lease_of};
 
 pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> {
     let spool = app.spool();
@@ -67,7 +52,7 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
             }
             Err(error) => {
                 corrupt |= error.kind() == ErrorKind::Corrupt;
-                rows.push(unreadable(&pipeline, &error));
+                rows.push(PipelineRow::unreadable(&pipeline, &error));
             }
         }
     }
@@ -98,12 +83,10 @@ fn tell_all_unsaved(app: &App, spool: &Spool, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
-/// A state, and who is on it.
+/// A state, and its lease.
 struct Found {
     state: PipelineState,
-    holder: Option<Worker>,
-    /// Whether the pipeline lives in another store, and this is what it left behind.
-    has_moved: bool,
+    lease: Option<Worker>,
     stale_since: Option<DateTime<Utc>>,
 }
 
@@ -111,64 +94,32 @@ fn look(app: &App, pipeline: &PipelineName) -> Result<Option<Found>> {
     let Some(state) = app.store.load_state(pipeline)? else {
         return Ok(None);
     };
-    let lease = app.store.load_lease(pipeline)?.map(|lease| lease.value);
-    let has_moved = lease.as_ref().is_some_and(|lease| lease.moved.is_some());
-    let holder = lease.map(|lease| Worker::of(lease, app.clock.now())).filter(Worker::is_holding);
-    Ok(Some(Found { state: state.value, holder, has_moved, stale_since: None }))
+    let lease = lease_of(&app.store, app.clock.as_ref(), pipeline)?;
+    Ok(Some(Found { state: state.value, lease, stale_since: None }))
 }
 
 fn look_into_spool(app: &App, spool: &Spool, pipeline: &PipelineName) -> Result<Option<Found>> {
     let newest = spool.newest(&app.store, pipeline)?;
     Ok(newest.map(|spooled| {
         let (rescued, now) = (spooled.rescued, app.clock.now());
-        let holder = rescued.lease.map(|lease| Worker::of(lease, now)).filter(Worker::is_holding);
-        let stale_since = Some(rescued.rescued_at);
-        Found { state: rescued.state, holder, has_moved: false, stale_since }
+        let lease = rescued.lease.map(|lease| Worker::of(lease, now));
+        Found { state: rescued.state, lease, stale_since: Some(rescued.rescued_at) }
     }))
 }
 
 impl Found {
     fn is_running(&self) -> bool {
-        let status = effective_status(&self.state, self.holder.as_ref());
-        self.holder.is_some() && status == PipelineStatus::Running.as_str()
+        let status = effective_status(&self.state, self.lease.as_ref());
+        status == PipelineStatus::Running.as_str()
     }
 
-    fn row(&self) -> Row {
-        let state = &self.state;
-        Row {
-            pipeline: state.pipeline_id.to_string(),
-            status: if self.has_moved {
-                MOVED.to_owned()
-            } else {
-                effective_status(state, self.holder.as_ref()).to_owned()
-            },
-            step: Some(state.current_step.clone()),
-            records_processed: Some(state.records_processed),
-            records_failed: Some(state.records_failed),
-            saved_at: Some(state.last_heartbeat),
-            worker_id: self.holder.as_ref().map(|worker| worker.lease.holder.worker_id.clone()),
-            stale_since: self.stale_since,
-            error: None,
-        }
+    fn row(&self) -> PipelineRow {
+        let row = PipelineRow::of(&self.state, self.lease.as_ref());
+        PipelineRow { stale_since: self.stale_since, ..row }
     }
 }
 
-fn unreadable(pipeline: &PipelineName, error: &Error) -> Row {
-    let status = if error.kind() == ErrorKind::Corrupt { "corrupt" } else { "unreadable" };
-    Row {
-        pipeline: pipeline.to_string(),
-        status: status.to_owned(),
-        step: None,
-        records_processed: None,
-        records_failed: None,
-        saved_at: None,
-        worker_id: None,
-        stale_since: None,
-        error: Some(chain(error)),
-    }
-}
-
-fn print(app: &App, rows: Vec<Row>, ui: &Ui) {
+fn print(app: &App, rows: Vec<PipelineRow>, ui: &Ui) {
     let now = app.clock.now();
     let mut errors = Vec::new();
     let table = rows

@@ -36,10 +36,11 @@ use super::ui::{Ui, number_of, time};
 use super::{open_app, open_app_for_reading};
 use crate::app::App;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::lease::{Worker, WorkerStatus};
-use crate::model::{PipelineName, PipelineState, PipelineStatus};
+use crate::lease::Worker;
+use crate::model::{PipelineName, PipelineState};
 use crate::recovery::{Kept, RewriteOptions};
 use crate::store::{DamagedState, ExaminedState};
+use crate::view;
 
 pub(super) use figures::{milliseconds, size};
 pub(super) use import::confirm;
@@ -110,23 +111,7 @@ fn no_state(pipeline: &PipelineName) -> Error {
 
 /// The worker that holds a pipeline; `None` when nobody does.
 fn holder_of(app: &App, pipeline: &PipelineName) -> Result<Option<Worker>> {
-    let lease = app.store.load_lease(pipeline)?;
-    Ok(lease.map(|lease| Worker::of(lease.value, app.clock.now())).filter(Worker::is_holding))
-}
-
-/// What is shown instead of the status of a state that a pipeline left behind in another store.
-const MOVED: &str = "moved";
-
-/// Where a run stands, seen together with its worker: a state that says `running` while nobody
-/// runs it was interrupted.
-fn effective_status(state: &PipelineState, holder: Option<&Worker>) -> &'static str {
-    let held = holder.is_some_and(|worker| {
-        !matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released)
-    });
-    match state.status {
-        PipelineStatus::Running if !held => "interrupted",
-        status => status.as_str(),
-    }
+    view::holder_of(&app.store, app.clock.as_ref(), pipeline)
 }
 
 /// Says which state a command is about to replace; `false` when there is none.

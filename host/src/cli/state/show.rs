@@ -1,50 +1,22 @@
 //! `oxide_flow state show`: everything about one pipeline.
 
-use std::path::Path;
 use std::process::ExitCode;
 
-use chrono::{DateTime, Utc};
-use serde::Serialize;
-
-use super::{MOVED, effective_status, no_state};
+use super::no_state;
 use crate::app::App;
 use crate::cli::exit;
 use crate::cli::stale::{self, Stale, tell_unsaved};
 use crate::cli::ui::{Ui, count, time};
 use crate::error::{Error, Result};
 use crate::lease::Worker;
-use crate::model::{ManualLock, Moved, PipelineName, PipelineState, StepState};
-
-#[derive(Serialize)]
-struct Shown<'a> {
-    effective_status: &'a str,
-    worker: Option<WorkerShown<'a>>,
-    lock: Option<&'a ManualLock>,
-    /// Where the pipeline lives, when this is what it left behind.
-    moved: Option<&'a Moved>,
-    /// Whether the store is away, and this was spooled on this machine.
-    degraded: bool,
-    /// When it was spooled.
-    stale_since: Option<DateTime<Utc>>,
-    spool_file: Option<&'a Path>,
-    state: &'a PipelineState,
-}
+use crate::model::{Moved, PipelineName, PipelineState, StepState};
+use crate::view::{PipelineView, effective_status, lease_of};
 
 /// What is known of a pipeline.
 struct Seen {
     state: PipelineState,
-    holder: Option<Worker>,
-    lock: Option<ManualLock>,
-    moved: Option<Moved>,
+    lease: Option<Worker>,
     stale: Option<Stale>,
-}
-
-#[derive(Serialize)]
-struct WorkerShown<'a> {
-    worker_id: &'a str,
-    status: &'a str,
-    host: &'a str,
-    pid: u32,
 }
 
 pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Result<ExitCode> {
@@ -52,35 +24,20 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
         Err(outage) if outage.is_outage() => see_spooled(app, pipeline, outage, ui)?,
         seen => seen?,
     };
-    let Seen { state, holder, lock, moved, stale } = &seen;
+    let Seen { state, lease, stale } = &seen;
     let code = ExitCode::from(if stale.is_some() { exit::FAILED } else { 0 });
-    let status = match moved {
-        Some(_) => MOVED,
-        None => effective_status(state, holder.as_ref()),
-    };
     if json {
-        let worker = holder.as_ref().map(|worker| WorkerShown {
-            worker_id: &worker.lease.holder.worker_id,
-            status: worker.status.as_str(),
-            host: &worker.lease.holder.host,
-            pid: worker.lease.holder.pid,
-        });
-        ui.json(
-            "state",
-            &Shown {
-                effective_status: status,
-                worker,
-                lock: lock.as_ref(),
-                moved: moved.as_ref(),
-                degraded: stale.is_some(),
-                stale_since: stale.as_ref().map(|stale| stale.spooled.rescued.rescued_at),
-                spool_file: stale.as_ref().map(|stale| stale.spooled.file.as_path()),
-                state,
-            },
-        )?;
+        let mut view = PipelineView::new(state, lease.as_ref(), app.clock.now());
+        if let Some(stale) = stale {
+            view.degraded = true;
+            view.stale_since = Some(stale.spooled.rescued.rescued_at);
+            view.spool_file = Some(&stale.spooled.file);
+        }
+        ui.json("state", &view)?;
         return Ok(code);
     }
-    print(app, &seen, status, ui);
+    print(app, &seen, effective_status(state, lease.as_ref()), ui);
+    let moved = lease.as_ref().and_then(|worker| worker.lease.moved.as_ref());
     if let Some(Moved { destination, moved_at }) = moved {
         let (place, when) = (&destination.place, time(*moved_at, app.clock.now()));
         ui.warning(&format!(
@@ -94,21 +51,18 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
 /// What the store has, and a warning of what is spooled and not in it.
 fn see(app: &App, pipeline: &PipelineName, ui: &Ui) -> Result<Seen> {
     let stored = app.store.load_state(pipeline)?;
-    let lease = app.store.load_lease(pipeline)?.map(|lease| lease.value);
+    let lease = lease_of(&app.store, app.clock.as_ref(), pipeline)?;
     tell_unsaved(app, pipeline, stored.as_ref(), ui)?;
     let state = stored.map(|stored| stored.value).ok_or_else(|| no_state(pipeline))?;
-    let lock = lease.as_ref().and_then(|lease| lease.lock_at(app.clock.now())).cloned();
-    let moved = lease.as_ref().and_then(|lease| lease.moved.clone());
-    let holder = lease.map(|lease| Worker::of(lease, app.clock.now())).filter(Worker::is_holding);
-    Ok(Seen { state, holder, lock, moved, stale: None })
+    Ok(Seen { state, lease, stale: None })
 }
 
 /// What was spooled here last, since the store is away.
 fn see_spooled(app: &App, pipeline: &PipelineName, outage: Error, ui: &Ui) -> Result<Seen> {
     let stale = stale::newest(app, pipeline, outage)?;
     stale.warn(app, ui);
-    let (state, holder) = (stale.spooled.rescued.state.clone(), stale.worker(app));
-    Ok(Seen { state, holder, lock: None, moved: None, stale: Some(stale) })
+    let (state, lease) = (stale.spooled.rescued.state.clone(), stale.worker(app));
+    Ok(Seen { state, lease, stale: Some(stale) })
 }
 
 fn print(app: &App, seen: &Seen, status: &str, ui: &Ui) {
@@ -132,10 +86,10 @@ fn print(app: &App, seen: &Seen, status: &str, ui: &Ui) {
     if let Some(at) = state.estimated_completion {
         pairs.push(("Step done", format!("about {}", time(at, now))));
     }
-    if let Some(lock) = &seen.lock {
+    if let Some(lock) = seen.lease.as_ref().and_then(|worker| worker.lock_at(now)) {
         pairs.push(("Locked", super::described(lock)));
     }
-    if let Some(worker) = &seen.holder {
+    if let Some(worker) = seen.lease.as_ref().filter(|worker| worker.is_holding()) {
         let (lease, process) = (&worker.lease, &worker.lease.holder);
         let (id, status) = (&process.worker_id, worker.status.as_str());
         let renewed = time(lease.renewed_at, now);

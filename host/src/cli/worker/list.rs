@@ -4,13 +4,13 @@ use std::process::ExitCode;
 
 use chrono::{DateTime, Utc};
 
-use super::Shown;
 use crate::app::App;
 use crate::cli::exit;
 use crate::cli::ui::{Ui, seconds};
 use crate::error::{ErrorKind, Result, chain};
 use crate::lease::{Worker, Workers, workers};
 use crate::model::{ManualLock, PipelineName};
+use crate::view::WorkerView;
 
 pub(super) fn run(
     app: &App,
@@ -28,7 +28,7 @@ pub(super) fn run(
         ui.warning(&format!("the lease of `{name}` cannot be read: {}", chain(error)));
     }
     if json {
-        ui.json("worker-list", &workers.iter().map(Shown::from).collect::<Vec<_>>())?;
+        ui.json("worker-list", &workers.iter().map(WorkerView::from).collect::<Vec<_>>())?;
     } else if workers.is_empty() {
         ui.aside("no workers");
     } else {

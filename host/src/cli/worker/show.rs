@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use super::Shown;
 use crate::app::App;
 use crate::cli::exit;
 use crate::cli::stale::Stale;
@@ -10,6 +9,7 @@ use crate::cli::ui::{Ui, count, time};
 use crate::error::{Error, Result};
 use crate::lease::{Worker, find_worker};
 use crate::model::RequestKind;
+use crate::view::WorkerView;
 
 pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<ExitCode> {
     let (worker, stale_since) = match find_worker(&app.store, app.clock.as_ref(), worker_id) {
@@ -22,7 +22,9 @@ pub(super) fn run(app: &App, worker_id: &str, json: bool, ui: &Ui) -> Result<Exi
     };
     let code = ExitCode::from(if stale_since.is_some() { exit::FAILED } else { 0 });
     if json {
-        ui.json("worker", &Shown { stale_since, ..Shown::from(&worker) })?;
+        let mut view = WorkerView::from(&worker);
+        view.stale_since = stale_since;
+        ui.json("worker", &view)?;
         return Ok(code);
     }
     let now = app.clock.now();

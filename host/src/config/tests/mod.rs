@@ -4,6 +4,7 @@ mod encryption;
 mod fallback;
 mod pipelines;
 mod project_file;
+mod server;
 mod state_section;
 mod variables;
 

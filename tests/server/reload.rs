@@ -1,0 +1,137 @@
+//! Signals: ending without breaking off, and making room for a new program without losing a
+//! request.
+
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use oxide_flow::plugin::Plugin;
+use oxiflow_plugin_api::{Call, Expected, Storage};
+use rustix::io::FdFlags;
+use serde_json::json;
+
+use crate::client::{Answer, connect, get};
+use crate::kit::{PATIENCE, Project, QUICK, Served, plugin_library, wait_for};
+
+/// When the process that answers now began to serve.
+fn started_at(at: &str) -> String {
+    get(at, "/v1/info").expect(200).json()["started_at"].as_str().expect("a time").to_owned()
+}
+
+fn reload(served: &Served) {
+    let before = started_at(served.address());
+    served.running.signal("-HUP");
+    wait_for("the new program to serve", || (started_at(served.address()) != before).then_some(()));
+}
+
+fn client(url: &str) -> Box<dyn Storage> {
+    let plugin = Plugin::load(&plugin_library("http")).expect("the plugin loads");
+    let options = json!({"url": url});
+    let options = options.as_object().expect("an object");
+    plugin.open(options, std::path::Path::new("/")).expect("it opens")
+}
+
+#[test]
+fn reloading_five_times_under_load_fails_no_request() {
+    let project = Project::new(QUICK);
+    let served = Served::start(&project, &[]);
+    let pid = served.running.pid();
+    let (going, requests) = (AtomicBool::new(true), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (url, going, requests) = (&served.url, &going, &requests);
+            scope.spawn(move || {
+                let storage = client(url);
+                let key = format!("loaded/{thread}");
+                let mut expected = Expected::Absent;
+                while going.load(Ordering::Relaxed) {
+                    let call = Call::within(PATIENCE);
+                    let version = storage.put(&call, &key, b"value", &expected).expect("a put");
+                    let entry = storage.get(&call, &key).expect("a get").expect("a value");
+                    assert_eq!(entry.version, version);
+                    expected = Expected::Version(version);
+                    requests.fetch_add(2, Ordering::Relaxed);
+                }
+            });
+        }
+        // A failed expectation in a client ends the test when the scope does.
+        for _ in 0..5 {
+            let before = requests.load(Ordering::Relaxed);
+            wait_for("requests between two reloads", || {
+                (requests.load(Ordering::Relaxed) > before + 40).then_some(())
+            });
+            reload(&served);
+        }
+        going.store(false, Ordering::Relaxed);
+    });
+    assert_eq!(served.running.pid(), pid, "it is the same process for whoever watches it");
+    let log = project.read("server.log");
+    assert!(!log.contains("Not reloaded"), "{log}");
+}
+
+#[test]
+fn a_program_that_would_not_start_takes_over_from_none() {
+    let project = Project::new(QUICK);
+    let served = Served::start(&project, &[]);
+    let before = started_at(served.address());
+    project.write("oxiflow.yaml", "state: {backend: nonesuch}\n");
+    served.running.signal("-HUP");
+    wait_for("the refusal", || project.read("server.log").contains("Not reloaded").then_some(()));
+    assert_eq!(started_at(served.address()), before);
+    project.write("oxiflow.yaml", QUICK);
+    reload(&served);
+}
+
+#[test]
+fn told_to_end_it_answers_what_is_under_way_and_takes_nothing_new() {
+    let project = Project::new(QUICK);
+    let mut served = Served::start(&project, &["-v"]);
+    let at = served.address().to_owned();
+    let mut under_way = connect(&at);
+    let head = format!("PUT /v1/store/k HTTP/1.1\r\nHost: {at}\r\nContent-Length: 4\r\n\r\nha");
+    under_way.write_all(head.as_bytes()).expect("half a request");
+    let mut idle = connect(&at);
+    // Both connections are the server's by the time it has answered a third one.
+    get(&at, "/healthz").expect(200);
+    served.running.signal("-TERM");
+    wait_for("it to drain", || project.read("server.log").contains("Draining").then_some(()));
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut idle, &mut rest).expect("an end");
+    assert!(rest.is_empty() && served.running.ended().is_none());
+    under_way.write_all(b"lf").expect("the other half");
+    let answer = Answer::read(&mut under_way).expect(201);
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(served.running.finish().expect(0).stdout, "");
+    assert!(std::net::TcpStream::connect(&at).is_err());
+}
+
+#[test]
+fn a_grace_period_ends_also_for_those_who_do_not() {
+    let project = Project::new(&format!("{QUICK}server: {{grace_period: 200ms}}\n"));
+    let served = Served::start(&project, &[]);
+    let at = served.address().to_owned();
+    let mut never = connect(&at);
+    let head = format!("PUT /v1/store/k HTTP/1.1\r\nHost: {at}\r\nContent-Length: 4\r\n\r\nha");
+    never.write_all(head.as_bytes()).expect("half a request");
+    get(&at, "/healthz").expect(200);
+    let started = Instant::now();
+    served.running.signal("-INT");
+    served.running.finish().expect(0);
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[test]
+fn a_service_manager_may_pass_the_socket() {
+    let project = Project::new(QUICK);
+    let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a socket");
+    rustix::io::fcntl_setfd(&socket, FdFlags::empty()).expect("a flag");
+    let mut served = project.command(["serve", "--listen", "127.0.0.1:1"]);
+    served.env("LISTEN_FDS", "1").env("LISTEN_FDS_FIRST_FD", socket.as_raw_fd().to_string());
+    let mut child = served.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let at = socket.local_addr().expect("an address").to_string();
+    get(&at, "/healthz").expect(200);
+    child.kill().expect("it can be killed");
+    child.wait().expect("it ends");
+}
