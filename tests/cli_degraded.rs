@@ -369,7 +369,7 @@ fn what_another_machine_did_meanwhile_is_kept_and_the_spool_set_aside() {
     insta::assert_snapshot!(story(&project, &ran), @"
     exit 0
     --- stderr
-    warning: a spooled state does not follow what is stored, and is kept in DIR/.oxiflow/spool/p/N-N.conflict: save N of run ID is stored
+    warning: a spooled state could not be put into the store, and is kept in DIR/.oxiflow/spool/p/N-N.conflict: save N of run ID is stored
     to put it in the place of what is stored, after a backup: `oxide_flow state push DIR/.oxiflow/spool/p/N-N.conflict --force`; to do without it, delete it
     p: run ID begins
     p: count (1 of 2) starts

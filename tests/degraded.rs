@@ -3,208 +3,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
-use std::collections::{BTreeMap, HashSet};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+#[path = "degraded/machine.rs"]
+mod machine;
+
 use std::time::{Duration, Instant};
 
-use oxide_flow::clock::{Clock, SystemClock};
-use oxide_flow::config::StateSection;
+use machine::{Machine, Mode, Shared, name};
 use oxide_flow::error::{Error, ErrorKind, Result, chain};
-use oxide_flow::layer::{Cache, KeySource, Keyring, Metrics, Records};
-use oxide_flow::lease::this_process;
+use oxide_flow::layer::{KeySource, Keyring};
 use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
-use oxide_flow::recovery::{Settled, Spool, Upkeep, push, read_rescue_file, replay};
-use oxide_flow::runner::{Begin, Begun, Fallback, Run, RunRequest};
-use oxide_flow::store::StateStore;
-use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, ErrorKind as BackendErrorKind, Expected, Health,
-    Listed, Storage, Version,
-};
-
-/// What is stored, and the last version that was given out.
-type Shared = Arc<Mutex<(u64, BTreeMap<String, Entry>)>>;
-
-#[derive(Clone, Copy, PartialEq)]
-enum Mode {
-    Reachable,
-    Away,
-    /// Every call waits in vain for its answer.
-    Hangs,
-    /// The next write of a state happens, its answer is lost, and the store goes away.
-    LosesAnswer,
-}
-
-/// One machine's way to a store that all share.
-#[derive(Clone)]
-struct Way {
-    shared: Shared,
-    mode: Arc<Mutex<Mode>>,
-}
-
-impl Way {
-    fn set(&self, mode: Mode) {
-        *self.mode.lock().unwrap() = mode;
-    }
-
-    fn check(&self, call: &Call) -> Result<(), BackendError> {
-        let mode = *self.mode.lock().unwrap();
-        match mode {
-            Mode::Hangs => {
-                let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-                std::thread::sleep(left.unwrap());
-                Err(BackendError::new(BackendErrorKind::Timeout, "no answer"))
-            }
-            Mode::Away => Err(BackendError::unavailable("no route")),
-            Mode::Reachable | Mode::LosesAnswer => Ok(()),
-        }
-    }
-}
-
-impl Storage for Way {
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::NONE
-    }
-
-    fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
-        self.check(call)?;
-        Ok(self.shared.lock().unwrap().1.get(key).cloned())
-    }
-
-    fn put(
-        &self,
-        call: &Call,
-        key: &str,
-        value: &[u8],
-        expected: &Expected,
-    ) -> Result<Version, BackendError> {
-        self.check(call)?;
-        let mut shared = self.shared.lock().unwrap();
-        expected.check(shared.1.get(key).map(|entry| &entry.version))?;
-        shared.0 += 1;
-        let version = Version::from(shared.0);
-        shared.1.insert(key.to_owned(), Entry { value: value.to_vec(), version });
-        let mut mode = self.mode.lock().unwrap();
-        if *mode == Mode::LosesAnswer && key.starts_with("state/") {
-            *mode = Mode::Away;
-            return Err(BackendError::outcome_unknown("the connection was reset"));
-        }
-        Ok(version)
-    }
-
-    fn delete(&self, call: &Call, key: &str, _: &Expected) -> Result<bool, BackendError> {
-        self.check(call)?;
-        Ok(self.shared.lock().unwrap().1.remove(key).is_some())
-    }
-
-    fn list(
-        &self,
-        call: &Call,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, BackendError> {
-        self.check(call)?;
-        let shared = self.shared.lock().unwrap();
-        let found = shared.1.iter().filter(|(key, _)| key.starts_with(prefix));
-        let found = found.filter(|(key, _)| after.is_none_or(|after| key.as_str() > after));
-        let row = |(key, entry): (&String, &Entry)| {
-            Listed::new(key, entry.version, entry.value.len() as u64)
-        };
-        Ok(found.take(limit).map(row).collect())
-    }
-
-    fn health(&self, _: &Call) -> Result<Health, BackendError> {
-        Ok(Health::default())
-    }
-}
-
-/// A machine: its way to the store, its clock, and its disk.
-struct Machine {
-    way: Way,
-    store: StateStore,
-    clock: Arc<dyn Clock>,
-    disk: tempfile::TempDir,
-    ttl: Duration,
-    limit: Option<Duration>,
-}
-
-impl Machine {
-    fn new(shared: &Shared) -> Self {
-        Self::with_keys(shared, None)
-    }
-
-    fn with_keys(shared: &Shared, keyring: Option<Keyring>) -> Self {
-        let way = Way { shared: Arc::clone(shared), mode: Arc::new(Mutex::new(Mode::Reachable)) };
-        let clock = SystemClock::shared();
-        let (cache, metrics) = (Arc::new(Cache::new(0)), Arc::new(Metrics::new(Vec::new())));
-        // Without retries, which would only make the tests slow.
-        let records = Records::new(Arc::new(way.clone()), Arc::clone(&clock), cache, metrics);
-        let records = match keyring {
-            Some(keyring) => records.encrypted(keyring),
-            None => records,
-        };
-        let (store, disk) = (StateStore::new(records), tempfile::tempdir().unwrap());
-        Self { way, store, clock, disk, ttl: Duration::from_secs(60), limit: None }
-    }
-
-    fn spool(&self) -> Spool {
-        Spool::new(self.disk.path().join("spool"))
-    }
-
-    /// The files in the spool of the pipeline, by name.
-    fn spooled(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.spool().folder(&name())).into_iter().flatten();
-        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        let mut names: Vec<String> = names.collect();
-        names.sort();
-        names
-    }
-
-    /// The one file in the spool of the pipeline.
-    fn entry(&self) -> PathBuf {
-        let files = self.spooled();
-        assert_eq!(files.len(), 1, "{files:?}");
-        self.spool().folder(&name()).join(&files[0])
-    }
-
-    fn begin(&self) -> Result<Begun> {
-        // A holder that the next one finds dead at once, as after a crash on this machine.
-        let mut holder = this_process().unwrap();
-        holder.pid_start_time += 1;
-        let request = RunRequest {
-            pipeline: name(),
-            holder,
-            steps: vec![("a".into(), "a".into()), ("b".into(), "b".into())],
-            incremental: HashSet::new(),
-            fresh: false,
-            backup: true,
-            upkeep: Upkeep::from(&StateSection::default()),
-            lease_ttl: self.ttl,
-            heartbeat_interval: Duration::from_millis(20),
-            wait: Duration::ZERO,
-            fallback: Fallback { spool: self.spool(), enabled: true, limit: self.limit },
-        };
-        let mut begun =
-            Run::begin(&self.store, &self.clock, &request, &mut |_| {}, &|_| {}, |_| {})?;
-        begun.run.rescue_into(vec![self.disk.path().join("rescue")]);
-        Ok(begun)
-    }
-
-    fn start(&self) -> Run {
-        self.begin().unwrap().run
-    }
-
-    /// What the store has, whether this machine reaches it or not.
-    fn stored(&self) -> PipelineState {
-        let other = Self::new(&self.way.shared);
-        other.store.load_state(&name()).unwrap().unwrap().value
-    }
-}
-
-fn name() -> PipelineName {
-    "p".parse().unwrap()
-}
+use oxide_flow::recovery::{Settled, push, read_rescue_file, replay};
+use oxide_flow::runner::{Begin, Begun, Run};
 
 fn report(run: &mut Run, cursor: &str) -> Result<()> {
     let progress = Progress { records: 1, last_id: Some(cursor.into()), ..Progress::default() };
@@ -277,7 +86,9 @@ fn a_store_that_hangs_costs_part_of_the_lease_once_and_then_nothing() {
     }
     let others = started.elapsed() - first;
     assert!(others < first / 2, "the store is not asked again: {others:?} after {first:?}");
+    let ended = Instant::now();
     drop(run);
+    assert!(ended.elapsed() < first / 2, "nothing waits for the store: {:?}", ended.elapsed());
     machine.way.set(Mode::Reachable);
     assert_eq!(machine.start().state().last_processed_id, "6");
 }
@@ -468,6 +279,23 @@ fn a_damaged_or_foreign_entry_is_never_loaded() {
 }
 
 #[test]
+fn a_run_that_starts_over_is_not_kept_from_it_by_a_damaged_entry() {
+    let mut machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    std::fs::write(machine.entry(), "no record\n").unwrap();
+    assert_eq!(machine.begin().err().unwrap().kind(), ErrorKind::Corrupt);
+    machine.fresh = true;
+    let Begun { settled, begin, .. } = machine.begin().unwrap();
+    assert!(matches!(&settled[..], [Settled::SetAside(..)]), "{settled:?}");
+    assert_eq!(begin, Begin::New);
+    assert_eq!(machine.entry().extension().unwrap(), "conflict");
+}
+
+#[test]
 fn an_encrypted_stores_spool_holds_no_plaintext() {
     let keyring = || {
         let passphrase = "correct horse".to_owned().into();
@@ -571,28 +399,14 @@ fn beyond_the_lease_a_run_goes_on_only_as_long_as_it_was_told_to() {
 
 #[test]
 fn a_fallback_that_is_turned_off_spools_nothing_and_still_replays() {
-    let machine = Machine::new(&Shared::default());
+    let mut machine = Machine::new(&Shared::default());
     let mut run = machine.start();
     machine.way.set(Mode::Away);
     report(&mut run, "1").unwrap();
     drop(run);
     machine.way.set(Mode::Reachable);
-    let request = |enabled| RunRequest {
-        pipeline: name(),
-        holder: this_process().unwrap(),
-        steps: vec![("a".into(), "a".into())],
-        incremental: HashSet::new(),
-        fresh: false,
-        backup: true,
-        upkeep: Upkeep::from(&StateSection::default()),
-        lease_ttl: Duration::from_secs(60),
-        heartbeat_interval: Duration::from_millis(20),
-        wait: Duration::ZERO,
-        fallback: Fallback { spool: machine.spool(), enabled, limit: None },
-    };
-    let begun =
-        Run::begin(&machine.store, &machine.clock, &request(false), &mut |_| {}, &|_| {}, |_| {});
-    let mut run = begun.unwrap().run;
+    machine.enabled = false;
+    let mut run = machine.start();
     assert_eq!(run.state().last_processed_id, "1");
     machine.way.set(Mode::Away);
     assert_eq!(report(&mut run, "2").unwrap_err().kind(), ErrorKind::Unavailable);

@@ -110,7 +110,7 @@ impl RunView {
                 let file = file.display();
                 self.bar.suspend(|| {
                     self.ui.warning(&format!(
-                        "a spooled state does not follow what is stored, and is kept in {file}: \
+                        "a spooled state could not be put into the store, and is kept in {file}: \
                          {found}"
                     ));
                     self.ui.aside(&format!(

@@ -269,6 +269,12 @@ impl HeldLease {
         Ok(())
     }
 
+    /// Stops the heartbeat without waiting for an attempt under way, which may hang while the store
+    /// is away. The lease runs out by itself.
+    pub fn abandon(mut self) {
+        self.thread = None;
+    }
+
     fn stop(&mut self) {
         self.shared.lock().stopping = true;
         self.shared.wake.notify_all();

@@ -177,6 +177,17 @@ impl Spool {
         Ok(names)
     }
 
+    /// Takes all entries of a pipeline out of the way unread, since a run starts over and they
+    /// cannot be replayed. `why` is told for each.
+    ///
+    /// # Errors
+    /// `Io` when one cannot be renamed.
+    pub fn give_up(&self, pipeline: &PipelineName, why: &str) -> Result<Vec<Settled>> {
+        let files = self.files_of(pipeline, ENTRY)?;
+        let aside = |file: PathBuf| Ok(Settled::SetAside(set_aside(&file)?, why.to_owned()));
+        files.into_iter().map(aside).collect()
+    }
+
     /// Removes what killed writers left. The caller holds the lease, so nobody writes.
     fn remove_unfinished(&self, pipeline: &PipelineName) {
         let left = files(&self.folder(pipeline), UNFINISHED);
@@ -219,7 +230,9 @@ fn settle(store: &StateStore, entry: &Spooled) -> Result<Settled> {
     let pipeline = &spooled.pipeline_id;
     loop {
         let stored = store.load_state(pipeline)?;
-        let mine = stored.as_ref().filter(|stored| saved_under_same_lease(spooled, &stored.value));
+        let mine = stored.as_ref().filter(|stored| {
+            saved_under_same_lease(spooled, &stored.value) || entry.rescued.follows(stored)
+        });
         let Some(mine) = mine else {
             let found = match &stored {
                 Some(stored) => {

@@ -65,6 +65,11 @@ impl SelfCare {
         self.shared.back_up_if_due();
     }
 
+    /// Ends it without waiting for what is under way, which may hang while the store is away.
+    pub(super) fn abandon(mut self) {
+        self.thread = None;
+    }
+
     fn stop(&mut self) {
         *self.shared.stopping() = true;
         self.shared.wake.notify_all();

@@ -1,7 +1,7 @@
 //! Runs a pipeline: its steps as child processes, their progress as durable checkpoints.
 //!
-//! [`session`] is one run's hold on its state and lease, usable without any steps, and [`degraded`]
-//! what it does while the store is away; [`steps`]
+//! [`session`] is one run's hold on its state and lease, usable without any steps, [`begin`] how it
+//! comes to that, and [`degraded`] what it does while the store is away; [`steps`]
 //! drives the steps of a pipeline through it, each [`attempt`] at one as the [`events`] come.
 //! [`care`] looks after the copies of the pipeline meanwhile.
 //! [`process`] starts a step under the [`supervisor`],
@@ -10,6 +10,7 @@
 //! [`orphans`] ends what a worker left behind that died together with its supervisor.
 
 mod attempt;
+mod begin;
 mod care;
 mod degraded;
 mod events;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use oxiflow_plugin_api::{Expected, Version};
 
+use super::begin::{settle_spool, take_on};
 use super::care::SelfCare;
 use super::degraded::{Degraded, Fallback};
 use super::relocation::Mirror;
@@ -20,12 +21,10 @@ use crate::history::{self, Event};
 use crate::lease::{Acquire, HeldLease, LeaseEvent, LostReason, Takeover, Tempo, acquire};
 use crate::model::{
     ErrorRecord, ErrorType, Extra, HistoryKind, Holder, Lease, PipelineName, PipelineState,
-    PipelineStatus, RequestKind, StepState,
+    PipelineStatus, RequestKind,
 };
-use crate::recovery::{
-    self, Rescued, RoomScope, Settled, Upkeep, make_room, replay, write_rescue_file,
-};
-use crate::store::{ExaminedState, StateStore};
+use crate::recovery::{Rescued, RoomScope, Settled, Upkeep, make_room, write_rescue_file};
+use crate::store::StateStore;
 
 /// What a run needs to begin.
 pub struct RunRequest {
@@ -105,8 +104,8 @@ impl Run {
     ///
     /// # Errors
     /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged, also
-    /// one in the spool, unless the run starts over: then the damaged bytes are quarantined.
-    /// Otherwise as the store fails.
+    /// one in the spool, unless the run starts over: then the damaged bytes are quarantined, and
+    /// the spooled state is kept aside. Otherwise as the store fails.
     pub fn begin(
         store: &StateStore,
         clock: &Arc<dyn Clock>,
@@ -123,7 +122,9 @@ impl Run {
             store.load_state(pipeline)?.map_or(0, |state| state.value.epoch)
         };
         let spool = &request.fallback.spool;
-        spool.entries(store, pipeline)?;
+        if !request.fresh {
+            spool.entries(store, pipeline)?;
+        }
         let acquired = acquire(
             store,
             clock.as_ref(),
@@ -145,7 +146,7 @@ impl Run {
         if let Some(takeover) = &acquired.takeover {
             after_takeover(takeover);
         }
-        let begun = replay(store, spool, pipeline).and_then(|settled| {
+        let begun = settle_spool(store, request).and_then(|settled| {
             let replayed = settled.iter().any(|settled| matches!(settled, Settled::Replayed(_)));
             let taken_on = take_on(store, clock.as_ref(), request, epoch, replayed)?;
             let (store, clock) = (store.clone(), Arc::clone(clock));
@@ -465,9 +466,16 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
-        // A store that is away is not asked again; the lease runs out by itself.
-        if self.degraded.is_none() {
-            self.release();
+        let lost = self.lease.as_ref().is_some_and(|lease| lease.lost().is_some());
+        if self.degraded.is_none() && !lost {
+            return self.release();
+        }
+        // A store that is away is not asked again, and not waited for.
+        if let Some(lease) = self.lease.take() {
+            lease.abandon();
+        }
+        if let Some(care) = self.care.take() {
+            care.abandon();
         }
     }
 }
@@ -490,92 +498,4 @@ fn ending(state: &PipelineState) -> String {
 #[must_use]
 pub fn rescue_folders(project_dir: &Path) -> Vec<PathBuf> {
     vec![project_dir.join(".oxiflow/rescue"), std::env::temp_dir()]
-}
-
-/// Writes the state under the new epoch, before anything else is done with the pipeline. A worker
-/// that was taken over may save once more in between: that is its acknowledged progress, so it is
-/// read again.
-fn take_on(
-    store: &StateStore,
-    clock: &dyn Clock,
-    request: &RunRequest,
-    epoch: u64,
-    replayed: bool,
-) -> Result<(PipelineState, Version, Begin)> {
-    loop {
-        let examined = if request.fresh {
-            store.examine_state(&request.pipeline)?
-        } else {
-            let record = store.load_state_record(&request.pipeline)?;
-            record.map_or(ExaminedState::Absent, |record| ExaminedState::Whole(Box::new(record)))
-        };
-        let expected = examined.expected();
-        let (stored, is_damaged) = match examined {
-            ExaminedState::Absent => (None, false),
-            ExaminedState::Whole(record) => (Some(*record), false),
-            ExaminedState::Damaged(damaged) => {
-                let reason = "before a fresh run";
-                recovery::quarantine(store, clock, &request.pipeline, &damaged, reason)?;
-                (None, true)
-            }
-        };
-        if let Some(record) = stored.as_ref().filter(|_| request.backup) {
-            if record.state.value.can_resume() && request.fresh {
-                recovery::back_up_record(store, clock, record, "before a fresh run")?;
-            } else if record.original.is_some() {
-                recovery::back_up_record(store, clock, record, "before an upgrade")?;
-            }
-        }
-        let previous = stored.map(|record| record.state.value);
-        let (mut state, mut begin) = next_state(request, previous, replayed, clock);
-        if is_damaged {
-            begin = Begin::New;
-        }
-        state.take_on(&request.holder.worker_id, epoch, clock.now());
-        match store.save_state(&mut state, &expected) {
-            Ok(version) => return Ok((state, version, begin)),
-            Err(error) if error.kind() == ErrorKind::Conflict => {}
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// The state a run begins with. A run whose end was only spooled has told that it did not end well,
-/// so it is resumed also when it had completed: its steps are done, and it ends.
-fn next_state(
-    request: &RunRequest,
-    previous: Option<PipelineState>,
-    replayed: bool,
-    clock: &dyn Clock,
-) -> (PipelineState, Begin) {
-    let steps = || request.steps.iter().map(|(id, name)| (id.as_str(), name.as_str()));
-    match previous {
-        Some(mut state) if (state.can_resume() || replayed) && !request.fresh => {
-            let status = state.status;
-            state.add_missing_steps(steps());
-            (state, Begin::Resumed(status))
-        }
-        previous => {
-            let run_id = ulid::Ulid::generate().to_string();
-            let mut state = PipelineState::new(&request.pipeline, &run_id, steps(), clock.now());
-            let begin = if previous.is_some() { Begin::New } else { Begin::First };
-            if let Some(previous) = previous {
-                state.version = previous.version;
-                state.extra = previous.extra;
-                for id in request.incremental.iter().filter(|_| !request.fresh) {
-                    keep_cursor(&mut state, previous.step_states.get(id));
-                }
-            }
-            (state, begin)
-        }
-    }
-}
-
-/// An incremental step starts where it ended in the run before.
-fn keep_cursor(state: &mut PipelineState, previous: Option<&StepState>) {
-    let Some(previous) = previous else { return };
-    if let Some(step) = state.step_states.get_mut(&previous.step_id) {
-        step.last_processed_id.clone_from(&previous.last_processed_id);
-        step.batch_number = previous.batch_number;
-    }
 }

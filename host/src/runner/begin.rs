@@ -1,0 +1,112 @@
+//! How a run begins: what it makes of what earlier ones left, in the store and in the spool.
+//!
+//! The lease is held by then. Invariant: the state is saved under its epoch before anything else is
+//! done with the pipeline.
+
+use oxiflow_plugin_api::Version;
+
+use super::session::{Begin, RunRequest};
+use crate::clock::Clock;
+use crate::error::{ErrorKind, Result};
+use crate::model::{PipelineState, StepState};
+use crate::recovery::{self, Settled, replay};
+use crate::store::{ExaminedState, StateStore};
+
+/// Deals with what earlier runs spooled. A run that starts over is not kept from it by damage.
+pub(super) fn settle_spool(store: &StateStore, request: &RunRequest) -> Result<Vec<Settled>> {
+    let (spool, pipeline) = (&request.fallback.spool, &request.pipeline);
+    match replay(store, spool, pipeline) {
+        Err(error) if request.fresh && error.kind() == ErrorKind::Corrupt => {
+            spool.give_up(pipeline, &crate::error::chain(&error))
+        }
+        settled => settled,
+    }
+}
+
+/// Writes the state under the new epoch, before anything else is done with the pipeline. A worker
+/// that was taken over may save once more in between: that is its acknowledged progress, so it is
+/// read again.
+pub(super) fn take_on(
+    store: &StateStore,
+    clock: &dyn Clock,
+    request: &RunRequest,
+    epoch: u64,
+    replayed: bool,
+) -> Result<(PipelineState, Version, Begin)> {
+    loop {
+        let examined = if request.fresh {
+            store.examine_state(&request.pipeline)?
+        } else {
+            let record = store.load_state_record(&request.pipeline)?;
+            record.map_or(ExaminedState::Absent, |record| ExaminedState::Whole(Box::new(record)))
+        };
+        let expected = examined.expected();
+        let (stored, is_damaged) = match examined {
+            ExaminedState::Absent => (None, false),
+            ExaminedState::Whole(record) => (Some(*record), false),
+            ExaminedState::Damaged(damaged) => {
+                let reason = "before a fresh run";
+                recovery::quarantine(store, clock, &request.pipeline, &damaged, reason)?;
+                (None, true)
+            }
+        };
+        if let Some(record) = stored.as_ref().filter(|_| request.backup) {
+            if record.state.value.can_resume() && request.fresh {
+                recovery::back_up_record(store, clock, record, "before a fresh run")?;
+            } else if record.original.is_some() {
+                recovery::back_up_record(store, clock, record, "before an upgrade")?;
+            }
+        }
+        let previous = stored.map(|record| record.state.value);
+        let (mut state, mut begin) = next_state(request, previous, replayed, clock);
+        if is_damaged {
+            begin = Begin::New;
+        }
+        state.take_on(&request.holder.worker_id, epoch, clock.now());
+        match store.save_state(&mut state, &expected) {
+            Ok(version) => return Ok((state, version, begin)),
+            Err(error) if error.kind() == ErrorKind::Conflict => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The state a run begins with. A run whose end was only spooled has told that it did not end well,
+/// so it is resumed also when it had completed: its steps are done, and it ends.
+fn next_state(
+    request: &RunRequest,
+    previous: Option<PipelineState>,
+    replayed: bool,
+    clock: &dyn Clock,
+) -> (PipelineState, Begin) {
+    let steps = || request.steps.iter().map(|(id, name)| (id.as_str(), name.as_str()));
+    match previous {
+        Some(mut state) if (state.can_resume() || replayed) && !request.fresh => {
+            let status = state.status;
+            state.add_missing_steps(steps());
+            (state, Begin::Resumed(status))
+        }
+        previous => {
+            let run_id = ulid::Ulid::generate().to_string();
+            let mut state = PipelineState::new(&request.pipeline, &run_id, steps(), clock.now());
+            let begin = if previous.is_some() { Begin::New } else { Begin::First };
+            if let Some(previous) = previous {
+                state.version = previous.version;
+                state.extra = previous.extra;
+                for id in request.incremental.iter().filter(|_| !request.fresh) {
+                    keep_cursor(&mut state, previous.step_states.get(id));
+                }
+            }
+            (state, begin)
+        }
+    }
+}
+
+/// An incremental step starts where it ended in the run before.
+fn keep_cursor(state: &mut PipelineState, previous: Option<&StepState>) {
+    let Some(previous) = previous else { return };
+    if let Some(step) = state.step_states.get_mut(&previous.step_id) {
+        step.last_processed_id.clone_from(&previous.last_processed_id);
+        step.batch_number = previous.batch_number;
+    }
+}

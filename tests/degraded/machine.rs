@@ -1,0 +1,207 @@
+//! Machines with a way to a store that all share, which can be cut, and a disk of their own.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use oxide_flow::clock::{Clock, SystemClock};
+use oxide_flow::config::StateSection;
+use oxide_flow::error::Result;
+use oxide_flow::layer::{Cache, Keyring, Metrics, Records};
+use oxide_flow::lease::this_process;
+use oxide_flow::model::{PipelineName, PipelineState};
+use oxide_flow::recovery::{Spool, Upkeep};
+use oxide_flow::runner::{Begun, Fallback, Run, RunRequest};
+use oxide_flow::store::StateStore;
+use oxiflow_plugin_api::{
+    BackendError, Call, Capabilities, Entry, ErrorKind as BackendErrorKind, Expected, Health,
+    Listed, Storage, Version,
+};
+
+/// What is stored, and the last version that was given out.
+pub type Shared = Arc<Mutex<(u64, BTreeMap<String, Entry>)>>;
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Mode {
+    Reachable,
+    Away,
+    /// Every call waits in vain for its answer.
+    Hangs,
+    /// The next write of a state happens, its answer is lost, and the store goes away.
+    LosesAnswer,
+}
+
+/// One machine's way to a store that all share.
+#[derive(Clone)]
+pub struct Way {
+    pub shared: Shared,
+    mode: Arc<Mutex<Mode>>,
+}
+
+impl Way {
+    pub fn set(&self, mode: Mode) {
+        *self.mode.lock().unwrap() = mode;
+    }
+
+    fn check(&self, call: &Call) -> Result<(), BackendError> {
+        let mode = *self.mode.lock().unwrap();
+        match mode {
+            Mode::Hangs => {
+                let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+                std::thread::sleep(left.unwrap());
+                Err(BackendError::new(BackendErrorKind::Timeout, "no answer"))
+            }
+            Mode::Away => Err(BackendError::unavailable("no route")),
+            Mode::Reachable | Mode::LosesAnswer => Ok(()),
+        }
+    }
+}
+
+impl Storage for Way {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::NONE
+    }
+
+    fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
+        self.check(call)?;
+        Ok(self.shared.lock().unwrap().1.get(key).cloned())
+    }
+
+    fn put(
+        &self,
+        call: &Call,
+        key: &str,
+        value: &[u8],
+        expected: &Expected,
+    ) -> Result<Version, BackendError> {
+        self.check(call)?;
+        let mut shared = self.shared.lock().unwrap();
+        expected.check(shared.1.get(key).map(|entry| &entry.version))?;
+        shared.0 += 1;
+        let version = Version::from(shared.0);
+        shared.1.insert(key.to_owned(), Entry { value: value.to_vec(), version });
+        let mut mode = self.mode.lock().unwrap();
+        if *mode == Mode::LosesAnswer && key.starts_with("state/") {
+            *mode = Mode::Away;
+            return Err(BackendError::outcome_unknown("the connection was reset"));
+        }
+        Ok(version)
+    }
+
+    fn delete(&self, call: &Call, key: &str, _: &Expected) -> Result<bool, BackendError> {
+        self.check(call)?;
+        Ok(self.shared.lock().unwrap().1.remove(key).is_some())
+    }
+
+    fn list(
+        &self,
+        call: &Call,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, BackendError> {
+        self.check(call)?;
+        let shared = self.shared.lock().unwrap();
+        let found = shared.1.iter().filter(|(key, _)| key.starts_with(prefix));
+        let found = found.filter(|(key, _)| after.is_none_or(|after| key.as_str() > after));
+        let row = |(key, entry): (&String, &Entry)| {
+            Listed::new(key, entry.version, entry.value.len() as u64)
+        };
+        Ok(found.take(limit).map(row).collect())
+    }
+
+    fn health(&self, _: &Call) -> Result<Health, BackendError> {
+        Ok(Health::default())
+    }
+}
+
+/// A machine: its way to the store, its clock, and its disk.
+pub struct Machine {
+    pub way: Way,
+    pub store: StateStore,
+    pub clock: Arc<dyn Clock>,
+    pub disk: tempfile::TempDir,
+    pub ttl: Duration,
+    pub enabled: bool,
+    pub fresh: bool,
+    pub limit: Option<Duration>,
+}
+
+impl Machine {
+    pub fn new(shared: &Shared) -> Self {
+        Self::with_keys(shared, None)
+    }
+
+    pub fn with_keys(shared: &Shared, keyring: Option<Keyring>) -> Self {
+        let way = Way { shared: Arc::clone(shared), mode: Arc::new(Mutex::new(Mode::Reachable)) };
+        let clock = SystemClock::shared();
+        let (cache, metrics) = (Arc::new(Cache::new(0)), Arc::new(Metrics::new(Vec::new())));
+        // Without retries, which would only make the tests slow.
+        let records = Records::new(Arc::new(way.clone()), Arc::clone(&clock), cache, metrics);
+        let records = match keyring {
+            Some(keyring) => records.encrypted(keyring),
+            None => records,
+        };
+        let (store, disk) = (StateStore::new(records), tempfile::tempdir().unwrap());
+        let ttl = Duration::from_secs(60);
+        Self { way, store, clock, disk, ttl, enabled: true, fresh: false, limit: None }
+    }
+
+    pub fn spool(&self) -> Spool {
+        Spool::new(self.disk.path().join("spool"))
+    }
+
+    /// The files in the spool of the pipeline, by name.
+    pub fn spooled(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.spool().folder(&name())).into_iter().flatten();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
+    }
+
+    /// The one file in the spool of the pipeline.
+    pub fn entry(&self) -> PathBuf {
+        let files = self.spooled();
+        assert_eq!(files.len(), 1, "{files:?}");
+        self.spool().folder(&name()).join(&files[0])
+    }
+
+    pub fn begin(&self) -> Result<Begun> {
+        // A holder that the next one finds dead at once, as after a crash on this machine.
+        let mut holder = this_process().unwrap();
+        holder.pid_start_time += 1;
+        let request = RunRequest {
+            pipeline: name(),
+            holder,
+            steps: vec![("a".into(), "a".into()), ("b".into(), "b".into())],
+            incremental: HashSet::new(),
+            fresh: self.fresh,
+            backup: true,
+            upkeep: Upkeep::from(&StateSection::default()),
+            lease_ttl: self.ttl,
+            heartbeat_interval: Duration::from_millis(20),
+            wait: Duration::ZERO,
+            fallback: Fallback { spool: self.spool(), enabled: self.enabled, limit: self.limit },
+        };
+        let mut begun =
+            Run::begin(&self.store, &self.clock, &request, &mut |_| {}, &|_| {}, |_| {})?;
+        begun.run.rescue_into(vec![self.disk.path().join("rescue")]);
+        Ok(begun)
+    }
+
+    pub fn start(&self) -> Run {
+        self.begin().unwrap().run
+    }
+
+    /// What the store has, whether this machine reaches it or not.
+    pub fn stored(&self) -> PipelineState {
+        let other = Self::new(&self.way.shared);
+        other.store.load_state(&name()).unwrap().unwrap().value
+    }
+}
+
+pub fn name() -> PipelineName {
+    "p".parse().unwrap()
+}
