@@ -74,6 +74,7 @@ fn the_help_of_the_whole_shows_every_command() {
       state     Look at and change the state of pipelines
       worker    Look at and stop workers
       plugin    Look at backend plugins
+      serve     Serve the store over HTTP: for other hosts, for programs, for monitoring
       maintain  Make the backups that are due and remove what need not be kept, once; for cron
       migrate   Move all pipelines to another store
       health    Check that the store can be opened, written and read
