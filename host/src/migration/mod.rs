@@ -5,7 +5,7 @@
 //! Whoever is killed in between leaves a pipeline that nobody can run until the migration is
 //! resumed or undone, never one that two can run. Undoing is the same in the other direction.
 //!
-//! [`Route`] does it; [`handover`] asks the worker of a pipeline that is running; [`compare`]
+//! [`Route`] does it; [`handover`] asks the worker of a pipeline that is running; [`compare()`]
 //! reads both stores to the end.
 
 mod compare;

@@ -1,5 +1,5 @@
 //! Every route, in one table: what the router serves, who may use it, and, in
-//! [`openapi`](super::openapi), what is said of it.
+//! [`super::openapi`], what is said of it.
 
 use std::sync::Arc;
 
