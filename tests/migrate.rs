@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use kit::{Project, QUICK, Ran, contents, wait_for};
+use kit::{Project, QUICK, Ran, Running, contents, wait_for};
 use serde_json::Value;
 
 /// Counts to a number given by a file `upto`, a record at a time, from where it was.
@@ -56,6 +56,13 @@ fn records(root: &Path) -> BTreeMap<String, Vec<u8>> {
         Some((name, bytes[..end].to_vec()))
     });
     named.collect()
+}
+
+/// Starts the program. What it says goes to the file `log`: a pipe that nobody reads would stop it.
+fn start_logged(project: &Project, arguments: &[&str]) -> Running {
+    let log = std::fs::File::create(project.path().join("log")).unwrap();
+    let mut command = project.command(arguments);
+    Running::from(command.stdout(std::process::Stdio::null()).stderr(log).spawn().unwrap())
 }
 
 fn counted(project: &Project, file: &str) -> Value {
@@ -185,7 +192,7 @@ fn a_running_pipeline_stays_until_it_may_be_taken_along() {
     let project = project(1);
     project.write("pipelines/p.yaml", COUNTER);
     project.write("upto", "1000000");
-    let runner = project.start_captured(&["run", "p"]);
+    let runner = start_logged(&project, &["run", "p"]);
     let reached = |file: &str, at_least: u64| {
         wait_for("the count to go on", || {
             let shown = project.run(&["state", "show", "p", "--json", "--project", file]);
@@ -210,8 +217,9 @@ fn a_running_pipeline_stays_until_it_may_be_taken_along() {
 
     project.write("upto", &format!("{}", there + 20));
     project.write("end", "");
-    let ran = runner.finish().expect(0);
-    assert!(ran.stderr.contains("the state is kept in the `file` store of"), "{}", ran.stderr);
+    runner.finish().expect(0);
+    let log = project.read("log");
+    assert!(log.contains("the state is kept in the `file` store of"), "{log}");
     let state = counted(&project, "other.yaml");
     assert_eq!(state["status"], "completed");
     // One record a number: none was lost or counted twice on the way.
@@ -229,7 +237,7 @@ fn a_worker_killed_on_its_way_loses_nothing() {
         let project = project(0);
         project.write("pipelines/p.yaml", COUNTER);
         project.write("upto", "1000000");
-        let runner = project.start_captured(&["run", "p", "-v"]);
+        let runner = start_logged(&project, &["run", "p", "-v"]);
         wait_for("a first checkpoint", || project.state("p"));
         let migration = project.start(&["migrate", "--to", "other.yaml", "--live", "--yes"]);
         // This is no wait for a condition: the point in time is what is tested.
@@ -240,7 +248,8 @@ fn a_worker_killed_on_its_way_loses_nothing() {
         } else {
             migration.finish();
         }
-        let log = runner.finish().stderr;
+        runner.finish();
+        let log = project.read("log");
         let saved = log.lines().filter(|line| line.contains("State saved to disk"));
         let version = |line: &str| line.rsplit_once("version=")?.1.trim().parse::<u64>().ok();
         let acknowledged = saved.filter_map(version).max().unwrap();
