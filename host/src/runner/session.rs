@@ -332,7 +332,13 @@ impl Run {
             }
             Err(failed) => {
                 let cause = crate::error::chain(&failed);
-                error.while_doing(format!("the unsaved state is lost, it cannot be kept: {cause}"))
+                let pipeline = &self.state.pipeline_id;
+                error
+                    .while_doing(format!("the unsaved state is lost, it cannot be kept: {cause}"))
+                    .hint(format!(
+                        "when the store is well again, `oxide_flow run {pipeline}` resumes from the \
+                         last state that was saved"
+                    ))
             }
         }
     }
