@@ -9,6 +9,7 @@ mod kit;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use kit::{Project, wait_for};
 use serde_json::{Value, json};
@@ -36,8 +37,10 @@ fn installed((name, version): (&str, &str)) -> Result<PathBuf, String> {
 
 /// Both programs, or `None` after saying why the test is skipped.
 fn pair() -> Option<(PathBuf, PathBuf)> {
-    match installed(TAP).and_then(|tap| Ok((tap, installed(TARGET)?))) {
-        Ok(pair) => Some(pair),
+    // Once for all tests, which run at the same time: two installations in one folder spoil each other.
+    static PAIR: OnceLock<Result<(PathBuf, PathBuf), String>> = OnceLock::new();
+    match PAIR.get_or_init(|| installed(TAP).and_then(|tap| Ok((tap, installed(TARGET)?)))) {
+        Ok(pair) => Some(pair.clone()),
         Err(reason) => {
             assert!(std::env::var_os("OXIFLOW_TEST_REQUIRE_ALL").is_none(), "{reason}");
             println!("skipped: cannot install {} and {}: {reason}", TAP.0, TARGET.0);
