@@ -165,7 +165,7 @@ fn the_list_has_the_refused_and_the_crashing_with_the_reason_in_one_document() {
     let expected = [
         ("crashing", "refused", "crashed the process that loaded it"),
         ("misnamed", "refused", "says that it is the backend `tiny`"),
-        ("newer", "refused", "speaks ABI 2.0 and this oxide_flow speaks ABI 1.0"),
+        ("newer", "refused", "speaks ABI 2.0 and this oxide_flow speaks ABI 1.1"),
         ("open", "refused", "anyone may write to it"),
         ("quitting", "refused", "ended the process that loaded it"),
         ("tiny", "in use", ""),
