@@ -105,7 +105,7 @@ pub trait Export: 'static {
     /// Its Cargo package.
     const PACKAGE: Package;
     /// The table of the extension `oxiflow.batch/1`, from [`batch_table`], if it has it.
-    const BATCH: Option<&'static BatchTable>;
+    const BATCH: Option<&'static BatchTable> = None;
 }
 
 /// The table of a backend.
