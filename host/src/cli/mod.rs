@@ -30,6 +30,7 @@ use clap::Parser;
 use crate::app::App;
 use crate::config::{BACKEND_VARIABLE, Config, ProjectLocation};
 use crate::error::{Error, ErrorKind, Result};
+use crate::plugin as plugin_process;
 use crate::runner::{singer, supervisor};
 use args::{Arguments, Command, Global};
 use ui::Ui;
@@ -49,6 +50,11 @@ pub fn main() -> ExitCode {
         && command == singer::COMMAND
     {
         return ExitCode::from(u8::try_from(singer::run(pair)).unwrap_or(1));
+    }
+    if let [_, command, library] = arguments.as_slice()
+        && command == plugin_process::ISOLATION_COMMAND
+    {
+        return plugin_process::run_child(library);
     }
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,

@@ -67,6 +67,18 @@ impl Settings {
 pub struct PluginsSection {
     /// Folders to search before all others, absolute, in order.
     pub path: Vec<PathBuf>,
+    /// Whether the backend's code runs in a process of its own.
+    pub isolation: Isolation,
+}
+
+/// What stands between a plugin and the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// Nothing: it is loaded into the process.
+    #[default]
+    None,
+    /// A process of its own, which may crash or hang without the host.
+    Process,
 }
 
 /// A project that was found.
@@ -214,7 +226,7 @@ fn read_settings(shown: &Path, node: &Node, project_dir: &Path) -> Result<Settin
 }
 
 fn read_plugins(shown: &Path, node: &Node) -> Result<PluginsSection, ConfigError> {
-    let plugins = Section::open(shown, "`plugins`", node, &["path"])?;
+    let plugins = Section::open(shown, "`plugins`", node, &["path", "isolation"])?;
     let path = plugins.nonempty_texts("path")?;
     // A checkout of somebody else's project must not choose the code that looks at its state.
     if let Some(relative) = path.iter().find(|path| !Path::new(path).is_absolute()) {
@@ -226,7 +238,18 @@ fn read_plugins(shown: &Path, node: &Node) -> Result<PluginsSection, ConfigError
         ));
     }
     let path = path.into_iter().map(|path| tidy(Path::new(path))).collect();
-    Ok(PluginsSection { path })
+    let isolation = match plugins.text("isolation")? {
+        None | Some("none") => Isolation::None,
+        Some("process") => Isolation::Process,
+        Some(other) => {
+            let at = plugins.get("isolation").map_or(node.at, |node| node.at);
+            let message = format!("`{other}` is no isolation");
+            return Err(plugins.error(at, message).with_hint(
+                "`process` runs the backend in a process of its own, `none` in that of oxide_flow",
+            ));
+        }
+    };
+    Ok(PluginsSection { path, isolation })
 }
 
 fn within(project_dir: &Path, path: &str) -> PathBuf {

@@ -48,6 +48,24 @@ impl From<&Metadata> for Identity {
     }
 }
 
+impl CheckedLibrary {
+    /// The library that another process of this program checked and handed over.
+    ///
+    /// # Errors
+    /// `Configuration` when the descriptor is none of a file.
+    pub(super) fn handed_over(file: &Path, descriptor: OwnedFd) -> Result<Self> {
+        let library = File::from(descriptor);
+        let metadata = library.metadata().map_err(|error| unreadable(file, error))?;
+        if !metadata.is_file() {
+            return Err(refusal(file, "no library was handed over", "leave this to oxide_flow"));
+        }
+        let identity = Identity::from(&metadata);
+        let descriptor = OwnedFd::from(library);
+        let load_path = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+        Ok(Self { file: file.to_owned(), load_path, descriptor, identity })
+    }
+}
+
 /// Opens and checks a library.
 ///
 /// # Errors

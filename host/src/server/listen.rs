@@ -28,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::{Reload, Shared, reload, routes};
+use crate::app::App;
 use crate::error::{Error, ErrorKind, Result, chain};
 
 /// How long busy clients have to take their leave before idle connections are closed.
@@ -82,6 +83,9 @@ pub(super) async fn run(
         if wanted == Wanted::End {
             return Ok(());
         }
+        // They would be this process's children still, and nobody would know of them. If it comes
+        // to nothing, the next call starts one again.
+        App::close_plugin_processes();
         let error = reload::replace(reload, socket.as_fd());
         tracing::error!(target: "oxide_flow::server", error = chain(&error), "Not reloaded");
         server.draining.store(false, Ordering::Relaxed);
