@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use super::check::CheckedLibrary;
 use super::logging;
 use crate::error::{Error, ErrorKind, Result};
-use process::{Launch, Lost, Process};
+use process::{Launch, Lost, Process, Touched};
 use wire::{Fields, Frame, Put, What};
 
 pub use child::{COMMAND, run as run_child};
@@ -160,7 +160,7 @@ impl Opening {
     fn open_in(&self, process: Arc<Process>) -> std::result::Result<Opened, BackendError> {
         process.set_name(&self.name);
         let deadline = Some(Instant::now() + OPEN_LIMIT);
-        let answer = process.call(What::Open, [&self.request, &[]], deadline);
+        let answer = process.call(What::Open, [&self.request, &[]], &Touched::Nothing, deadline);
         let failed = |what: String| Err(BackendError::internal(what));
         let answered = match answer {
             Ok(frame) => frame,

@@ -22,6 +22,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use oxiflow_plugin_api::Change;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use signal_hook::low_level::signal_name;
 
@@ -66,7 +67,8 @@ pub(super) struct Process {
     handle: OwnedFd,
     turn: Turn,
     calls: Mutex<Calls>,
-    ended: Condvar,
+    /// A call that is late has returned, or the process has ended.
+    changed: Condvar,
     next_id: AtomicU64,
     /// Whether it has answered any call since its store was opened.
     answered: AtomicBool,
@@ -87,8 +89,48 @@ struct Calls {
 
 struct Pending {
     answer: Sender<Frame>,
-    /// Since when nobody waits for it any more.
-    late_since: Option<Instant>,
+    late: Option<Overdue>,
+}
+
+/// A call that nobody waits for any more, and that is still under way in the process.
+struct Overdue {
+    since: Instant,
+    /// What it may still write.
+    keys: Vec<String>,
+}
+
+impl Calls {
+    fn overdue(&self) -> impl Iterator<Item = &Overdue> {
+        self.pending.values().filter_map(|pending| pending.late.as_ref())
+    }
+}
+
+/// What a call is about.
+pub(super) enum Touched<'a> {
+    Nothing,
+    Key(&'a str),
+    /// Every key that starts with this.
+    Below(&'a str),
+    Changes(&'a [Change<'a>]),
+}
+
+impl Touched<'_> {
+    fn meets(&self, keys: &[String]) -> bool {
+        keys.iter().any(|written| match self {
+            Self::Nothing => false,
+            Self::Key(key) => key == written,
+            Self::Below(prefix) => written.starts_with(prefix),
+            Self::Changes(changes) => changes.iter().any(|change| change.key == written),
+        })
+    }
+
+    fn keys(&self) -> Vec<String> {
+        match self {
+            Self::Nothing | Self::Below(_) => Vec::new(),
+            Self::Key(key) => vec![(*key).to_owned()],
+            Self::Changes(changes) => changes.iter().map(|change| change.key.to_owned()).collect(),
+        }
+    }
 }
 
 impl Process {
@@ -145,7 +187,7 @@ impl Process {
             child.kill().and_then(|()| child.wait()).map(drop).unwrap_or_default();
         })?;
         // The first words are the answer to a call that nobody has to make.
-        let first = Pending { answer: words, late_since: None };
+        let first = Pending { answer: words, late: None };
         let calls = Calls { pending: HashMap::from([(0, first)]), ended: None };
         let process = Arc::new(Self {
             socket,
@@ -153,7 +195,7 @@ impl Process {
             handle,
             turn: Turn::default(),
             calls: Mutex::new(calls),
-            ended: Condvar::new(),
+            changed: Condvar::new(),
             next_id: AtomicU64::new(1),
             answered: AtomicBool::new(false),
             hung: AtomicBool::new(false),
@@ -166,10 +208,6 @@ impl Process {
     /// The name under which its log lines appear.
     pub(super) fn set_name(&self, name: &str) {
         self.name.get_or_init(|| name.to_owned());
-    }
-
-    pub(super) fn pid(&self) -> u32 {
-        self.pid
     }
 
     /// How the process ended; `None` while it runs.
@@ -190,6 +228,7 @@ impl Process {
         self: &Arc<Self>,
         what: What,
         parts: [&[u8]; 2],
+        touched: &Touched<'_>,
         deadline: Option<Instant>,
     ) -> Result<Frame, Lost> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -197,10 +236,20 @@ impl Process {
         let (answer, wait) = mpsc::channel();
         {
             let mut calls = self.calls();
+            // Otherwise a write that its caller has given up could happen after this call.
+            while calls.ended.is_none() && calls.overdue().any(|late| touched.meets(&late.keys)) {
+                let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+                if left.is_some_and(|left| left.is_zero()) {
+                    return Err(Lost::LateUnsent);
+                }
+                let left = left.unwrap_or(GRACE);
+                let waited = self.changed.wait_timeout(calls, left);
+                calls = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
             if let Some(end) = &calls.ended {
                 return Err(Lost::NotSent(end.clone()));
             }
-            calls.pending.insert(id, Pending { answer, late_since: None });
+            calls.pending.insert(id, Pending { answer, late: None });
         }
         if let Err(unsent) = self.send(&mut outgoing, deadline) {
             self.calls().pending.remove(&id);
@@ -222,7 +271,8 @@ impl Process {
             Err(RecvTimeoutError::Disconnected) => Err(Lost::Sent(self.end().unwrap_or_default())),
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(pending) = self.calls().pending.get_mut(&id) {
-                    pending.late_since = Some(Instant::now());
+                    let keys = if what.writes() { touched.keys() } else { Vec::new() };
+                    pending.late = Some(Overdue { since: Instant::now(), keys });
                 }
                 self.watch();
                 Err(Lost::Late)
@@ -289,7 +339,7 @@ impl Process {
     /// How it ended, when it does within this time.
     fn wait_for_end(&self, limit: Duration) -> Option<String> {
         let (calls, _) = self
-            .ended
+            .changed
             .wait_timeout_while(self.calls(), limit, |calls| calls.ended.is_none())
             .unwrap_or_else(PoisonError::into_inner);
         calls.ended.clone()
@@ -302,9 +352,7 @@ impl Process {
         }
         let process = Arc::clone(self);
         let watching = std::thread::Builder::new().name("plugin-watch".into()).spawn(move || {
-            let late = |calls: &Calls| {
-                calls.pending.values().filter_map(|pending| pending.late_since).min()
-            };
+            let late = |calls: &Calls| calls.overdue().map(|late| late.since).min();
             let mut calls = process.calls();
             while let Some(since) = late(&calls).filter(|_| calls.ended.is_none()) {
                 let left = GRACE.saturating_sub(since.elapsed());
@@ -313,7 +361,7 @@ impl Process {
                     break;
                 }
                 calls = process
-                    .ended
+                    .changed
                     .wait_timeout(calls, left)
                     .unwrap_or_else(PoisonError::into_inner)
                     .0;
@@ -335,8 +383,11 @@ impl Process {
                 Ok(Some(frame)) => {
                     let pending = self.calls().pending.remove(&frame.id);
                     // Nobody waits for it any more when it is late.
-                    if let Some(pending) = pending {
-                        pending.answer.send(frame).unwrap_or_default();
+                    if let Some(Pending { answer, late }) = pending {
+                        answer.send(frame).unwrap_or_default();
+                        if late.is_some() {
+                            self.changed.notify_all();
+                        }
                     }
                 }
                 Ok(None) => break,
@@ -359,7 +410,7 @@ impl Process {
         // Whoever waits sees its channel close.
         calls.pending.clear();
         drop(calls);
-        self.ended.notify_all();
+        self.changed.notify_all();
     }
 
     fn describe_end(&self, status: ExitStatus) -> String {

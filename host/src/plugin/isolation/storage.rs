@@ -16,7 +16,7 @@ use oxiflow_plugin_api::{
     Listed, Storage, Version, batch,
 };
 
-use super::process::{Lost, Process};
+use super::process::{Lost, Process, Touched};
 use super::wire::{self, Fields, Frame, Put, What};
 use super::{Opened, Opening};
 
@@ -68,6 +68,7 @@ impl Isolated {
         &self,
         call: &Call,
         what: What,
+        touched: &Touched<'_>,
         fields: impl FnOnce(&mut Vec<u8>),
         value: &[u8],
     ) -> Result<Frame, BackendError> {
@@ -81,7 +82,7 @@ impl Isolated {
         }));
         request.extend_from_slice(call.trace_id());
         fields(&mut request);
-        let frame = process.call(what, [&request, value], call.deadline());
+        let frame = process.call(what, [&request, value], touched, call.deadline());
         let frame = frame.map_err(|lost| self.shared.explain(lost, what))?;
         match frame.what {
             What::Failed => Err(told(Fields(&frame.body).error(), what)?),
@@ -223,7 +224,6 @@ impl Shared {
     /// What it means for a caller that there is no answer.
     fn explain(&self, lost: Lost, what: What) -> BackendError {
         let name = &self.opening.name;
-        let writes = matches!(what, What::Put | What::Delete | What::Apply);
         match lost {
             Lost::NotSent(end) => {
                 BackendError::unavailable(format!("the process of the `{name}` plugin {end}"))
@@ -233,13 +233,13 @@ impl Shared {
                 BackendError::new(ErrorKind::TooLarge, message)
             }
             Lost::LateUnsent => BackendError::timeout("the plugin's process takes no more requests"),
-            Lost::Sent(end) if writes => BackendError::outcome_unknown(format!(
+            Lost::Sent(end) if what.writes() => BackendError::outcome_unknown(format!(
                 "the process of the `{name}` plugin {end} during the write"
             )),
             Lost::Sent(end) => BackendError::unavailable(format!(
                 "the process of the `{name}` plugin {end} during the call"
             )),
-            Lost::Late if writes => {
+            Lost::Late if what.writes() => {
                 BackendError::outcome_unknown("the plugin did not answer by the deadline")
             }
             Lost::Late => BackendError::timeout("the plugin did not answer by the deadline"),
@@ -267,9 +267,9 @@ fn told<T>(read: std::io::Result<T>, what: What) -> Result<T, BackendError> {
 /// An answer that makes no sense: of a write it does not tell the outcome.
 fn nonsense(what: What) -> BackendError {
     let message = "the plugin's process answers nonsense";
-    match what {
-        What::Put | What::Delete | What::Apply => BackendError::outcome_unknown(message),
-        _ => BackendError::internal(message),
+    match what.writes() {
+        true => BackendError::outcome_unknown(message),
+        false => BackendError::internal(message),
     }
 }
 
@@ -279,7 +279,7 @@ impl Storage for Isolated {
     }
 
     fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
-        let frame = self.ask(call, What::Get, |request| request.put_text(key), &[])?;
+        let frame = self.ask(call, What::Get, &Touched::Key(key), |request| request.put_text(key), &[])?;
         match frame.what {
             What::Absent => Ok(None),
             _ => told(wire::entry(frame.body), What::Get).map(Some),
@@ -297,7 +297,7 @@ impl Storage for Isolated {
             request.put_text(key);
             request.put_expected(expected);
         };
-        let frame = self.ask(call, What::Put, fields, value)?;
+        let frame = self.ask(call, What::Put, &Touched::Key(key), fields, value)?;
         told(Fields(&frame.body).some_version(), What::Put)
     }
 
@@ -306,7 +306,7 @@ impl Storage for Isolated {
             request.put_text(key);
             request.put_expected(expected);
         };
-        let frame = self.ask(call, What::Delete, fields, &[])?;
+        let frame = self.ask(call, What::Delete, &Touched::Key(key), fields, &[])?;
         told(Fields(&frame.body).u8(), What::Delete).map(|deleted| deleted == 1)
     }
 
@@ -322,7 +322,7 @@ impl Storage for Isolated {
             request.put_text(after.unwrap_or_default());
             request.put_u64(limit as u64);
         };
-        let frame = self.ask(call, What::List, fields, &[])?;
+        let frame = self.ask(call, What::List, &Touched::Below(prefix), fields, &[])?;
         told(wire::rows(&frame.body), What::List)
     }
 
@@ -339,7 +339,7 @@ impl Storage for Isolated {
             request.put_u8(u8::from(mode == BatchMode::Atomic));
             wire::put_changes(request, changes);
         };
-        let frame = self.ask(call, What::Apply, fields, &[])?;
+        let frame = self.ask(call, What::Apply, &Touched::Changes(changes), fields, &[])?;
         let results = told(wire::results(&frame.body), What::Apply)?;
         // A result for each change, or the outcome of none is known.
         if results.len() == changes.len() { Ok(results) } else { Err(nonsense(What::Apply)) }
@@ -350,7 +350,7 @@ impl Storage for Isolated {
     }
 
     fn health(&self, call: &Call) -> Result<Health, BackendError> {
-        let frame = self.ask(call, What::Health, |_| {}, &[])?;
+        let frame = self.ask(call, What::Health, &Touched::Nothing, |_| {}, &[])?;
         told(wire::health(&frame.body), What::Health)
     }
 }

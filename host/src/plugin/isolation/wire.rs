@@ -64,6 +64,11 @@ impl What {
         Self::Failed,
         Self::Log,
     ];
+
+    /// Whether such a request changes what is stored.
+    pub(super) fn writes(self) -> bool {
+        matches!(self, Self::Put | Self::Delete | Self::Apply)
+    }
 }
 
 /// A frame that was read.
