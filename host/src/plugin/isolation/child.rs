@@ -76,11 +76,9 @@ impl Child {
         let (socket, library) = take_descriptors()?;
         // The host tells it when to end; what ends everybody must not end it before the host has
         // made its last call.
-        for signal in [
-            signal_hook::consts::SIGTERM,
-            signal_hook::consts::SIGINT,
-            signal_hook::consts::SIGHUP,
-        ] {
+        for signal in
+            [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP]
+        {
             signal_hook::flag::register(signal, Arc::new(AtomicBool::new(false)))?;
         }
         set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -150,12 +148,15 @@ impl Child {
     fn answer(&self, frame: Frame) -> io::Result<()> {
         let id = frame.id;
         match self.make(frame) {
-            Ok(Answer { what, value, rest }) => match self.to_host.send(what, id, [&value, &rest]) {
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    self.fail(id, &BackendError::internal("the answer is too large to be handed on"))
+            Ok(Answer { what, value, rest }) => {
+                match self.to_host.send(what, id, [&value, &rest]) {
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.fail(
+                        id,
+                        &BackendError::internal("the answer is too large to be handed on"),
+                    ),
+                    sent => sent,
                 }
-                sent => sent,
-            },
+            }
             Err(Failure::Backend(error)) => self.fail(id, &error),
             Err(Failure::Request(error)) => {
                 self.fail(id, &BackendError::internal(format!("the request is none: {error}")))

@@ -103,7 +103,7 @@ impl Apart {
     /// Opens a store in a process of its own.
     ///
     /// # Errors
-    /// As the plugin fails; `Internal` when it ends the process or hangs.
+    /// As the plugin fails; `Unavailable` when it ends the process or hangs.
     pub(super) fn open(
         &self,
         name: &str,
@@ -153,7 +153,7 @@ impl Opening {
     /// Opens the store in a new process.
     fn open(&self) -> std::result::Result<Opened, BackendError> {
         let (process, _) = introduced(&self.launch)
-            .map_err(|error| BackendError::internal(crate::error::chain(&error)))?;
+            .map_err(|error| BackendError::unavailable(crate::error::chain(&error)))?;
         self.open_in(process)
     }
 
@@ -161,7 +161,8 @@ impl Opening {
         process.set_name(&self.name);
         let deadline = Some(Instant::now() + OPEN_LIMIT);
         let answer = process.call(What::Open, [&self.request, &[]], &Touched::Nothing, deadline);
-        let failed = |what: String| Err(BackendError::internal(what));
+        // Nothing was changed, and another process may do better.
+        let failed = |what: String| Err(BackendError::unavailable(what));
         let answered = match answer {
             Ok(frame) => frame,
             Err(Lost::Late | Lost::LateUnsent) => {

@@ -257,9 +257,7 @@ impl Process {
         }
         let frame = match deadline {
             None => wait.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(deadline) => {
-                wait.recv_timeout(deadline.saturating_duration_since(Instant::now()))
-            }
+            Some(deadline) => wait.recv_timeout(deadline.saturating_duration_since(Instant::now())),
         };
         match frame {
             Ok(frame) => {

@@ -51,7 +51,10 @@ enum Now {
     /// A thread is at it.
     Starting,
     /// Nothing is started before this time; until then every call gets this error.
-    Closed { until: Instant, error: BackendError },
+    Closed {
+        until: Instant,
+        error: BackendError,
+    },
 }
 
 impl Isolated {
@@ -232,7 +235,9 @@ impl Shared {
                 let message = "the value is too large for a plugin in a process of its own";
                 BackendError::new(ErrorKind::TooLarge, message)
             }
-            Lost::LateUnsent => BackendError::timeout("the plugin's process takes no more requests"),
+            Lost::LateUnsent => {
+                BackendError::timeout("the plugin's process takes no more requests")
+            }
             Lost::Sent(end) if what.writes() => BackendError::outcome_unknown(format!(
                 "the process of the `{name}` plugin {end} during the write"
             )),
@@ -279,7 +284,8 @@ impl Storage for Isolated {
     }
 
     fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
-        let frame = self.ask(call, What::Get, &Touched::Key(key), |request| request.put_text(key), &[])?;
+        let frame =
+            self.ask(call, What::Get, &Touched::Key(key), |request| request.put_text(key), &[])?;
         match frame.what {
             What::Absent => Ok(None),
             _ => told(wire::entry(frame.body), What::Get).map(Some),

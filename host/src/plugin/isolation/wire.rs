@@ -144,8 +144,7 @@ impl<'a> Outgoing<'a> {
     /// As the socket fails.
     pub(super) fn write(&mut self, to: &mut impl Write) -> io::Result<()> {
         loop {
-            let mut slices =
-                [&self.header[..], self.parts[0], self.parts[1]].map(IoSlice::new);
+            let mut slices = [&self.header[..], self.parts[0], self.parts[1]].map(IoSlice::new);
             let mut left = &mut slices[..];
             IoSlice::advance_slices(&mut left, self.written);
             if left.is_empty() {
@@ -485,7 +484,10 @@ mod tests {
         outgoing.write(&mut pipe).unwrap();
         let mut written = pipe.0.as_slice();
         let frame = read(&mut written).unwrap().unwrap();
-        assert_eq!((frame.what, frame.id, frame.body.as_slice()), (What::Put, 7, &b"metaa value"[..]));
+        assert_eq!(
+            (frame.what, frame.id, frame.body.as_slice()),
+            (What::Put, 7, &b"metaa value"[..])
+        );
         assert!(read(&mut written).unwrap().is_none());
     }
 
