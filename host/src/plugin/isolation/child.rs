@@ -172,7 +172,7 @@ impl Child {
 
     fn make(&self, frame: Frame) -> std::result::Result<Answer, Failure> {
         if frame.what == What::Open {
-            return self.open(Zeroizing::new(frame.body));
+            return self.open(&Zeroizing::new(frame.body));
         }
         let mut fields = Fields(&frame.body);
         let call = call(&mut fields)?;
@@ -216,9 +216,9 @@ impl Child {
         Ok(Answer { what: What::Done, value: body, rest: Vec::new() })
     }
 
-    /// Opens the store. The options are wiped with the request.
-    fn open(&self, request: Zeroizing<Vec<u8>>) -> std::result::Result<Answer, Failure> {
-        let mut fields = Fields(&request);
+    /// Opens the store with the options in the request, which its caller wipes.
+    fn open(&self, request: &[u8]) -> std::result::Result<Answer, Failure> {
+        let mut fields = Fields(request);
         let level = LogLevel::from_number(fields.u32()?);
         let base_dir = Path::new(OsStr::from_bytes(fields.bytes()?));
         let to_host = Arc::clone(&self.to_host);
@@ -324,7 +324,7 @@ fn load(file: &Path, library: OwnedFd) -> Result<(Library, Vec<u8>)> {
 fn refusal(error: &Error) -> Vec<u8> {
     let mut body = Vec::new();
     body.put_text(&error.to_string());
-    let causes = std::error::Error::source(error).map(|cause| chain(cause)).unwrap_or_default();
+    let causes = std::error::Error::source(error).map(chain).unwrap_or_default();
     body.put_text(&causes);
     body.put_text(error.hint_text().unwrap_or_default());
     body
