@@ -16,6 +16,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod format;
 pub mod history;
 pub mod layer;
 pub mod lease;
