@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 /// `docs/architecture.md` shows the same table with its reasons.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("model", &[]),
-    ("config", &[]),
+    ("config", &["format"]),
     ("plugin", &[]),
-    ("layer", &[]),
+    ("format", &[]),
+    ("layer", &["format"]),
     ("store", &["model", "layer"]),
     ("lease", &["store", "model"]),
     ("history", &["store", "model"]),

@@ -237,10 +237,7 @@ mod tests {
 
     #[test]
     fn every_format_gives_back_the_document_with_its_fields_in_order() {
-        assert_eq!(
-            names(),
-            ["json", "msgpack", "yaml", "json+zstd", "msgpack+zstd", "yaml+zstd"]
-        );
+        assert_eq!(names(), ["json", "msgpack", "yaml", "json+zstd", "msgpack+zstd", "yaml+zstd"]);
         for format in all() {
             let name = format.name();
             for encoded in

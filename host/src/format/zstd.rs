@@ -41,7 +41,8 @@ impl Compression for Zstd {
             .and_then(|decoder| decoder.take(limit).read_to_end(&mut plain))
             .map_err(failed)?;
         if plain.len() > LARGEST_DOCUMENT {
-            let message = format!("the document decompresses to more than {LARGEST_DOCUMENT} bytes");
+            let message =
+                format!("the document decompresses to more than {LARGEST_DOCUMENT} bytes");
             return Err(Error::new(ErrorKind::Invalid, message));
         }
         Ok(plain)

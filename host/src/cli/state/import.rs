@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::app::App;
 use crate::cli::ui::{Ui, number_of};
 use crate::cli::{read_file, whoami};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::format::Format;
 use crate::model::PipelineName;
 use crate::recovery::{Import, import};
 
@@ -66,15 +67,26 @@ pub(in crate::cli) fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> 
     }
 }
 
-/// Reads a document from a text. JSON is tried first; whatever is not JSON is read as YAML.
-pub(super) fn parse(shown: &str, text: &str) -> Result<serde_json::Value> {
-    match serde_json::from_str(text) {
-        Ok(document) => Ok(document),
-        Err(json) => serde_saphyr::from_str(text).map_err(|yaml| {
-            let looks_like_json = text.trim_start().starts_with('{');
-            let cause = if looks_like_json { json.to_string() } else { yaml.to_string() };
-            let message = format!("{shown} is neither JSON nor YAML");
-            Error::new(ErrorKind::Invalid, message).because(cause)
-        }),
-    }
+/// Reads a document in whatever format it seems to have.
+pub(super) fn parse(shown: &str, bytes: &[u8]) -> Result<serde_json::Value> {
+    let read = Format::read_any(bytes).and_then(|(format, json)| {
+        serde_json::from_slice(&json).map_err(|error| {
+            let message = format!("it is no document in the format {}", format.name());
+            Error::new(ErrorKind::Invalid, message).because(error)
+        })
+    });
+    read.map_err(|error| {
+        // Whoever wrote JSON wants to know what is wrong with it as such.
+        let is_json = bytes.trim_ascii_start().starts_with(b"{");
+        let json = serde_json::from_slice::<serde_json::Value>(bytes).err();
+        match (json.filter(|_| is_json), std::str::from_utf8(bytes)) {
+            (Some(json), _) => unreadable(shown, json.to_string()),
+            (None, Ok(_)) => unreadable(shown, chain(&error)),
+            (None, Err(_)) => error.while_doing(format!("cannot read {shown}")),
+        }
+    })
+}
+
+fn unreadable(shown: &str, cause: String) -> Error {
+    Error::new(ErrorKind::Invalid, format!("{shown} is neither JSON nor YAML")).because(cause)
 }
