@@ -16,6 +16,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("store", &["model", "layer"]),
     ("lease", &["store", "model"]),
     ("history", &["store", "model"]),
+    ("rules", &["config", "model", "format"]),
     ("recovery", &["store", "lease", "history", "model", "config"]),
     ("migration", &["store", "lease", "recovery", "model"]),
     ("runner", &["store", "lease", "history", "recovery", "model", "config"]),

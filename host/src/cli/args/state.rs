@@ -58,9 +58,12 @@ Example:
         /// The pipeline
         #[arg(allow_hyphen_values = true)]
         pipeline: PipelineName,
-        /// The file, JSON or YAML; `-` for standard input
+        /// The file, in any format of `state export`; `-` for standard input
         #[arg(long, short, value_name = "FILE")]
         file: PathBuf,
+        /// Import it although it breaks a rule of the pipeline's file
+        #[arg(long)]
+        ignore_rules: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,

@@ -11,13 +11,23 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::format::Format;
 use crate::model::PipelineName;
 use crate::recovery::{Import, import};
+use crate::rules::{self, Violation};
+
+/// What goes beside the file.
+pub(super) struct How {
+    /// Whether the pipeline's own rules do not count.
+    pub(super) ignore_rules: bool,
+    /// Whether nobody is asked.
+    pub(super) yes: bool,
+    /// How long a live worker is waited for.
+    pub(super) wait: Duration,
+}
 
 pub(super) fn run(
     app: &App,
     pipeline: &PipelineName,
     file: &Path,
-    yes: bool,
-    wait: Duration,
+    how: &How,
     ui: &Ui,
 ) -> Result<ExitCode> {
     let shown = match file.to_str() {
@@ -32,11 +42,16 @@ pub(super) fn run(
             .hint("export one with `oxide_flow state export` to see what it looks like"));
     }
     if super::tell_what_is_replaced(app, pipeline, ui)? {
-        confirm(yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
+        confirm(how.yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
     }
     let who = whoami();
-    let options = super::rewrite_options(app, &who, wait);
-    let request = Import { pipeline, document, source: &shown, options };
+    let options = super::rewrite_options(app, &who, how.wait);
+    let rules = super::rules_of(app, pipeline)?;
+    let accept = |state: &serde_json::Value| {
+        let violations = rules::check(&rules, pipeline, state, &app.config.project_dir)?;
+        accept(pipeline, &violations, how, ui)
+    };
+    let request = Import { pipeline, document, source: &shown, options, accept: &accept };
     let imported = import(&app.store, &app.clock, request)?;
     super::tell_kept(imported.kept.as_ref(), ui);
     let state = &imported.state;
@@ -47,6 +62,22 @@ pub(super) fn run(
         state.version
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells what the rules of the pipeline object to.
+///
+/// # Errors
+/// `Invalid` when they do not let the state in.
+fn accept(pipeline: &PipelineName, violations: &[Violation], how: &How, ui: &Ui) -> Result<()> {
+    for found in violations {
+        super::validate::print_violation(found, |text| ui.aside(text));
+    }
+    let broken = violations.iter().find(|found| found.is_error() && !how.ignore_rules);
+    broken.map_or(Ok(()), |found| {
+        let message = format!("the document breaks the rule `{}` of `{pipeline}`", found.rule);
+        Err(Error::new(ErrorKind::Invalid, message)
+            .hint("nothing was changed; mend it, or import it all the same with `--ignore-rules`"))
+    })
 }
 
 /// Asks before a state is replaced.
