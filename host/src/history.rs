@@ -60,8 +60,8 @@ pub fn prune(
 ) -> Result<Vec<String>> {
     let mut ids = store.history_ids(pipeline)?;
     ids.truncate(ids.len().saturating_sub(keep));
-    for history_id in ids.iter().filter(|_| !dry_run) {
-        store.delete_history(pipeline, history_id)?;
+    if !dry_run {
+        store.delete_history(pipeline, &ids)?;
     }
     Ok(ids)
 }
@@ -79,8 +79,8 @@ pub fn prune_before(
 ) -> Result<Vec<String>> {
     let mut ids = store.history_ids(pipeline)?;
     ids.retain(|id| time_of(id).is_some_and(|at| at < before));
-    for history_id in ids.iter().filter(|_| !dry_run) {
-        store.delete_history(pipeline, history_id)?;
+    if !dry_run {
+        store.delete_history(pipeline, &ids)?;
     }
     Ok(ids)
 }
@@ -147,9 +147,7 @@ fn try_record(store: &StateStore, clock: &dyn Clock, event: &Event<'_>) -> Resul
     let record = HistoryRecord::new(id, pipeline, event.kind, now, by, event.state);
     store.save_history(&record)?;
     let excess = (ids.len() + 1).saturating_sub(event.keep);
-    for old in ids.iter().take(excess) {
-        store.delete_history(pipeline, old)?;
-    }
+    store.delete_history(pipeline, &ids[..excess])?;
     Ok(Some(history_id))
 }
 
