@@ -25,6 +25,8 @@ pub type Shared = Arc<Mutex<(u64, BTreeMap<String, Entry>)>>;
 #[derive(Clone, Copy, PartialEq)]
 pub enum Mode {
     Reachable,
+    /// A write happens at once, and is answered this much later.
+    AnswersLate(Duration),
     Away,
     /// Every call waits in vain for its answer.
     Hangs,
@@ -53,7 +55,7 @@ impl Way {
                 Err(BackendError::new(BackendErrorKind::Timeout, "no answer"))
             }
             Mode::Away => Err(BackendError::unavailable("no route")),
-            Mode::Reachable | Mode::LosesAnswer => Ok(()),
+            Mode::Reachable | Mode::AnswersLate(_) | Mode::LosesAnswer => Ok(()),
         }
     }
 }
@@ -85,6 +87,10 @@ impl Storage for Way {
         if *mode == Mode::LosesAnswer && key.starts_with("state/") {
             *mode = Mode::Away;
             return Err(BackendError::outcome_unknown("the connection was reset"));
+        }
+        if let Mode::AnswersLate(pause) = *mode {
+            drop((shared, mode));
+            std::thread::sleep(pause);
         }
         Ok(version)
     }

@@ -43,6 +43,8 @@ pub struct Acquire<'a> {
 pub struct Acquired {
     /// The lease and its version.
     pub lease: Versioned<Lease>,
+    /// Monotonic time before the attempt that wrote it: others may have watched it since then.
+    pub attempted: Duration,
     /// Whom it was taken from, when it was not free.
     pub takeover: Option<Takeover>,
 }
@@ -114,11 +116,13 @@ pub fn acquire(
                 Some(Takeover { previous: lease.value.clone(), process_is_dead: dead })
             }
         };
+        let attempted = clock.monotonic();
         let lease = new_lease(request, current.as_ref(), clock);
         let expected = Expected::from(current.as_ref().map(|lease| lease.version));
         match store.save_lease(&lease, &expected, OPERATION_TIMEOUT) {
             Ok(version) => {
-                let acquired = Acquired { lease: Versioned { value: lease, version }, takeover };
+                let lease = Versioned { value: lease, version };
+                let acquired = Acquired { lease, attempted, takeover };
                 if current.is_none() && !migrates {
                     begin(store, &acquired.lease)?;
                 }
