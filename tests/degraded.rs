@@ -9,7 +9,7 @@ mod machine;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use machine::{Machine, Mode, Shared, name};
+use machine::{Jumping, Machine, Mode, Shared, name};
 use oxide_flow::error::{Error, ErrorKind, Result, chain};
 use oxide_flow::layer::{KeySource, Keyring};
 use oxide_flow::lease::{Acquire, HeldLease, Tempo, acquire, this_process};
@@ -120,6 +120,23 @@ fn a_lease_that_is_answered_late_counts_from_when_it_was_asked_for() {
     let tempo = Tempo::every(machine.ttl);
     let held = HeldLease::start(store, clock, lease, attempted, tempo, |_| {}).unwrap();
     assert!(held.age() >= pause, "{:?}", held.age());
+}
+
+#[test]
+fn an_end_beyond_the_lease_is_a_lost_lease_also_when_the_heartbeat_has_not_noticed() {
+    let clock = Arc::new(Jumping::default());
+    let mut machine = Machine::new(&Shared::default());
+    machine.clock = clock.clone();
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    // The heartbeat waits for an answer while time goes on.
+    machine.way.set(Mode::Hangs);
+    clock.jump(machine.ttl);
+    let error = run.complete().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{}", chain(&error));
+    assert!(chain(&error).contains("could not be renewed in time"), "{}", chain(&error));
+    machine.entry();
 }
 
 #[test]

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use oxide_flow::clock::{Clock, SystemClock};
 use oxide_flow::config::StateSection;
 use oxide_flow::error::Result;
@@ -119,6 +121,26 @@ impl Storage for Way {
 
     fn health(&self, _: &Call) -> Result<Health, BackendError> {
         Ok(Health::default())
+    }
+}
+
+/// A clock that goes on while nothing else does, as when the process is suspended.
+#[derive(Default)]
+pub struct Jumping(AtomicU64);
+
+impl Jumping {
+    pub fn jump(&self, time: Duration) {
+        self.0.fetch_add(u64::try_from(time.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+}
+
+impl Clock for Jumping {
+    fn now(&self) -> DateTime<Utc> {
+        Utc::now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::SeqCst))
     }
 }
 
