@@ -169,6 +169,7 @@ impl Lab {
         wait_for("a step to count on", || {
             let beats = self.beats();
             let turns = turns(&beats);
+            assert!(turns.len() <= workers, "steps of two workers overlap: {turns:?}");
             let last = turns.last()?;
             let new = beats[seen..].iter().filter(|beat| beat.worker == *last).count();
             (turns.len() == workers && new > 20).then(|| last.clone())
