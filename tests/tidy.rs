@@ -9,12 +9,14 @@ use std::path::{Path, PathBuf};
 /// `docs/architecture.md` shows the same table with its reasons.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("model", &[]),
-    ("config", &[]),
+    ("config", &["format"]),
     ("plugin", &[]),
-    ("layer", &[]),
+    ("format", &[]),
+    ("layer", &["format"]),
     ("store", &["model", "layer"]),
     ("lease", &["store", "model"]),
     ("history", &["store", "model"]),
+    ("rules", &["config", "model", "format"]),
     ("recovery", &["store", "lease", "history", "model", "config"]),
     ("migration", &["store", "lease", "recovery", "model"]),
     ("runner", &["store", "lease", "history", "recovery", "model", "config"]),
