@@ -151,13 +151,22 @@ fn try_record(store: &StateStore, clock: &dyn Clock, event: &Event<'_>) -> Resul
     Ok(Some(history_id))
 }
 
-/// An id that sorts after the last one, also when the clock was set back in between.
 fn next_id(last: Option<&str>, now: DateTime<Utc>) -> String {
-    let last = last.and_then(time_of).map(|time| time + TimeDelta::microseconds(1));
-    let time = last.map_or(now, |last| now.max(last));
+    id_after(last.and_then(time_of), now, TimeDelta::microseconds(1), ID_TIME)
+}
+
+/// An id of this form that sorts after the one of `last`, also when the clock was set back in between
+/// or `last` came from a machine whose clock is ahead.
+pub(crate) fn id_after(
+    last: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+    tick: TimeDelta,
+    form: &str,
+) -> String {
+    let time = last.map_or(now, |last| now.max(last + tick));
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
     // The last digits of a ulid are random.
-    format!("{}-{}", time.format(ID_TIME), &unique[unique.len() - 6..])
+    format!("{}-{}", time.format(form), &unique[unique.len() - 6..])
 }
 
 #[cfg(test)]
