@@ -11,6 +11,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("config", &[]),
     ("plugin", &[]),
+    ("certify", &["plugin"]),
     ("layer", &[]),
     ("store", &["model", "layer"]),
     ("lease", &["store", "model"]),

@@ -4,7 +4,7 @@
 //! compare-and-swap ([`oxiflow_plugin_api`]). Everything else is here, on top of that contract.
 //!
 //! In reading order: [`model`] is what is kept, [`config`] what a project says, [`plugin`] loads a
-//! backend, [`layer`] makes records of its bytes, [`store`] gives them types, [`lease`] decides
+//! backend, [`certify`] proves one right, [`layer`] makes records of its bytes, [`store`] gives them types, [`lease`] decides
 //! who may write, [`history`] keeps what happened, [`recovery`] keeps and puts back copies,
 //! [`migration`] moves pipelines to another store, [`runner`] runs steps, [`app`] puts it all
 //! together, [`view`] is what is shown of it, [`server`] shows and serves it over HTTP,
@@ -12,6 +12,7 @@
 //! `docs/architecture.md` says which of these may use which.
 
 pub mod app;
+pub mod certify;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -1,5 +1,6 @@
 //! `oxide_flow plugin …`
 
+mod certify;
 mod inspect;
 mod list;
 
@@ -13,6 +14,7 @@ use crate::error::Result;
 pub(super) fn run(global: &Global, command: &PluginCommand, ui: &Ui) -> Result<ExitCode> {
     match command {
         PluginCommand::List { json } => list::run(global, *json, ui),
+        PluginCommand::Certify(args) => certify::run(args, ui),
         PluginCommand::Inspect { file, json, in_process: false } => {
             inspect::in_child(Path::new(file), *json, ui)
         }
