@@ -6,6 +6,9 @@
 
 #![expect(unsafe_code, reason = "calls the C functions of a plugin's table")]
 
+#[cfg(feature = "conformance")]
+mod rough;
+
 use std::ffi::{OsStr, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, UNIX_EPOCH};

@@ -42,6 +42,7 @@ mod context;
 mod deadlines;
 mod durability;
 mod errors;
+mod growth;
 mod history;
 mod keys;
 mod listing;
@@ -54,6 +55,7 @@ mod reads;
 mod register;
 mod report;
 mod swap;
+mod table;
 mod values;
 mod versions;
 mod worker;
@@ -197,6 +199,8 @@ const GROUPS: &[&[Clause]] = &[
     open::CLAUSES,
     deadlines::CLAUSES,
     misuse::CLAUSES,
+    table::CLAUSES,
+    growth::CLAUSES,
 ];
 
 /// All tests, in order of their clauses.
