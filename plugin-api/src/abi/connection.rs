@@ -103,6 +103,22 @@ impl AbiConnection {
     }
 }
 
+#[cfg(feature = "conformance")]
+impl AbiConnection {
+    /// Opens a backend that is linked into this program, through a table that the SDK makes.
+    ///
+    /// # Errors
+    /// As the backend fails.
+    pub fn open_exported<E: crate::export::Export>(
+        host: Host,
+        config: &[u8],
+    ) -> Result<Self, BackendError> {
+        let table = const { &crate::export::table::<E>() };
+        // SAFETY: the functions of this table are those of `export`, which keep the rules.
+        unsafe { Self::open(table, host, config) }
+    }
+}
+
 impl Drop for AbiConnection {
     fn drop(&mut self) {
         // SAFETY: `self` is owned, so no other call is under way and none can follow.

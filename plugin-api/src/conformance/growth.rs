@@ -1,7 +1,9 @@
 //! C14: many calls leave nothing behind in the process: no descriptors, no threads, no memory.
 //!
 //! A worker makes the calls, so that nothing but the backend is measured, and says what it uses
-//! after the first fifth of them, when everything is warm, and at the end.
+//! four times: twice with the store closed, since closing must give everything back, and twice
+//! with it open, since a store that stays open for months must not grow either. Before each first
+//! time there are enough calls to warm everything up.
 
 use std::time::{Duration, Instant};
 
@@ -28,10 +30,10 @@ const JOB_PATIENCE: Duration = Duration::from_secs(1_800);
 const OPENS: usize = 50;
 
 /// Size of a value, in bytes: large enough that one kept for each call is seen after few.
-const VALUE_BYTES: usize = 8_192;
+const VALUE_BYTES: usize = 32_768;
 
 /// How many descriptors and threads may come late, such as connections of a pool.
-const LATE: u64 = 8;
+const LATE: u64 = 4;
 
 /// How much memory may come late, in bytes, and how much for each call.
 const LATE_BYTES: u64 = 4 * 1024 * 1024;
@@ -103,27 +105,47 @@ fn nothing_grows(context: &mut Context<'_>) -> Result<Verdict, Failure> {
         let line = worker.next_line(until)?.ok_or_else(super::worker::ended)?;
         Usage::read(&line)
     };
-    let (Some(warm), Some(end)) = (usage()?, usage()?) else {
+    let closed = usage()?.zip(usage()?);
+    let open = usage()?.zip(usage()?);
+    drop(shared);
+    let (Some(closed), Some(open)) = (closed, open) else {
         return Ok(Verdict::skipped("the system does not tell what a process uses"));
     };
-    drop(shared);
-    let counted = (calls - calls / 5) as u64;
+    let calls = Phase::of(calls).count;
+    compare(&format!("open and close the store {OPENS} times, with {calls} calls"), calls, closed)?;
+    compare(&format!("make {calls} calls on one open store"), calls, open)?;
+    Ok(Verdict::Passed)
+}
+
+/// Checks that what was used after so many calls is not much more than before.
+fn compare(did: &str, calls: usize, (before, after): (Usage, Usage)) -> Result<(), Failure> {
+    let most_bytes = LATE_BYTES + calls as u64 * BYTES_FOR_EACH_CALL;
     let limits = [
-        ("descriptors", warm.descriptors, end.descriptors, LATE),
-        ("threads", warm.threads, end.threads, LATE),
-        ("bytes of memory", warm.bytes, end.bytes, LATE_BYTES + counted * BYTES_FOR_EACH_CALL),
+        ("descriptors", before.descriptors, after.descriptors, LATE),
+        ("threads", before.threads, after.threads, LATE),
+        ("bytes of memory", before.bytes, after.bytes, most_bytes),
     ];
     for (what, before, after, most) in limits {
         let more = after.saturating_sub(before);
         if more > most {
-            return Err(Failure::new(
-                format!("{counted} calls, with the store opened {OPENS} times"),
-                format!("at most {most} {what} more than the {before} before"),
-                format!("{more} more"),
-            ));
+            let expected = format!("at most {most} {what} more than the {before} before");
+            return Err(Failure::new(did, expected, format!("{more} more")));
         }
     }
-    Ok(Verdict::Passed)
+    Ok(())
+}
+
+/// One half of the calls: some that warm up, then those that are counted.
+struct Phase {
+    warm: usize,
+    count: usize,
+}
+
+impl Phase {
+    fn of(calls: usize) -> Self {
+        let half = calls / 2;
+        Self { warm: half / 5, count: half - half / 5 }
+    }
 }
 
 /// The worker's part: makes the calls, and hands over what it uses, twice.
@@ -134,20 +156,28 @@ pub(super) fn make_calls(
     mut tell: impl FnMut(Option<Usage>) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     let value = pattern::value(spec.seed, VALUE_BYTES);
-    let mut storage = open()?;
-    for number in 0..calls {
-        if number > 0 && number.is_multiple_of((calls / OPENS).max(1)) {
-            drop(storage);
-            storage = open()?;
+    let mut number = 0;
+    let mut some = |storage: &dyn Storage, count: usize| {
+        for _ in 0..count {
+            one_call(storage, spec, number, &value).or_else(|error| match error.kind() {
+                ErrorKind::Conflict | ErrorKind::Unavailable => Ok(()),
+                _ => Err(Failure::new(format!("call {number}"), "an answer", describe(&error))),
+            })?;
+            number += 1;
         }
-        if number == calls / 5 {
-            tell(Usage::now())?;
-        }
-        one_call(&*storage, spec, number, &value).or_else(|error| match error.kind() {
-            ErrorKind::Conflict | ErrorKind::Unavailable => Ok(()),
-            _ => Err(Failure::new(format!("call {number}"), "an answer", describe(&error))),
-        })?;
+        Ok(())
+    };
+    let Phase { warm, count } = Phase::of(calls);
+    some(&*open()?, warm)?;
+    tell(Usage::now())?;
+    for _ in 0..OPENS {
+        some(&*open()?, count / OPENS)?;
     }
+    tell(Usage::now())?;
+    let storage = open()?;
+    some(&*storage, warm)?;
+    tell(Usage::now())?;
+    some(&*storage, count)?;
     tell(Usage::now())
 }
 

@@ -46,6 +46,7 @@ mod growth;
 mod history;
 mod keys;
 mod listing;
+mod local;
 mod misuse;
 mod open;
 mod pattern;
@@ -70,6 +71,7 @@ use crate::error::BackendError;
 use crate::storage::Storage;
 
 pub use context::Context;
+pub use local::Local;
 pub use pattern::Random;
 pub use report::{Failure, Outcome, Report, Verdict};
 pub use worker::{

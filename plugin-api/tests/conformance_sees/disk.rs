@@ -27,7 +27,7 @@ pub enum Bug {
     LocksOnlyInItsProcess,
     ForgetsWhatAHandleWrote,
     KeepsADescriptorOfEachHandle,
-    KeepsEveryValueOfAPage,
+    KeepsValuesThatWereRead,
 }
 
 /// All of them, so that one can be found by its name.
@@ -38,7 +38,7 @@ pub const BUGS: [Bug; 7] = [
     Bug::LocksOnlyInItsProcess,
     Bug::ForgetsWhatAHandleWrote,
     Bug::KeepsADescriptorOfEachHandle,
-    Bug::KeepsEveryValueOfAPage,
+    Bug::KeepsValuesThatWereRead,
 ];
 
 const FOLDER: &str = "OXIFLOW_SEES_FOLDER";
@@ -254,8 +254,8 @@ impl Storage for Handle {
         check_key(key)?;
         let _held = self.hold(call)?;
         let stored = Self::read(&self.path(key))?;
-        if let (Bug::KeepsEveryValueOfAPage, Some(stored)) = (self.bug, &stored)
-            && stored.value.len() == 8_192
+        if let (Bug::KeepsValuesThatWereRead, Some(stored)) = (self.bug, &stored)
+            && stored.value.len() == 32_768
         {
             stored.value.clone().leak();
         }

@@ -287,5 +287,5 @@ fn c14_a_descriptor_that_each_handle_leaves_behind_is_seen() {
 
 #[test]
 fn c14_memory_that_reads_leave_behind_is_seen() {
-    fails(&Disk::new(disk::Bug::KeepsEveryValueOfAPage), &[14]);
+    fails(&Disk::new(disk::Bug::KeepsValuesThatWereRead), &[14]);
 }
