@@ -9,6 +9,8 @@ mod postgres;
 #[path = "kit/redis.rs"]
 mod redis;
 
+#[path = "certify/author.rs"]
+mod author;
 #[path = "certify/backends.rs"]
 mod backends;
 #[path = "certify/command.rs"]

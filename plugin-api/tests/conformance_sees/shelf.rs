@@ -207,7 +207,7 @@ impl Handle {
             && left > Duration::from_millis(10)
             && left < Duration::from_millis(100)
         {
-            std::thread::sleep(Duration::from_millis(1_500));
+            std::thread::sleep(Duration::from_millis(2_500));
         }
         match self.bug {
             Bug::ChecksDeadlineAfterWriting => {}

@@ -271,6 +271,12 @@ pub(super) enum PluginCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Make the crate of a new backend, in Rust, which builds and keeps the contract as it is
+    #[command(after_help = "Example:
+  oxide_flow plugin new shelf --api-path oxide_flow/plugin-api
+  cd shelf && cargo test && cargo build --release
+  oxide_flow plugin certify target/release/liboxiflow_backend_shelf.so")]
+    New(NewPluginArgs),
     /// Prove that a plugin keeps the contract, clause by clause, each test in a process of its own
     #[command(
         after_help = "The store that it opens lies in a temporary folder, unless its options lead elsewhere;
@@ -295,6 +301,19 @@ Exit code 0 when no test fails, 1 when one does, 2 when the plugin cannot be loa
         #[arg(long, hide = true)]
         in_process: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NewPluginArgs {
+    /// The name of the backend: lowercase letters, digits and `_`
+    pub(super) name: String,
+    /// The folder to make [default: NAME]
+    #[arg(long, short, value_name = "DIR")]
+    pub(super) directory: Option<PathBuf>,
+    /// The folder of the package `oxiflow-plugin-api` [default: the version of this program, from
+    /// the registry]
+    #[arg(long, value_name = "DIR")]
+    pub(super) api_path: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -3,6 +3,7 @@
 mod certify;
 mod inspect;
 mod list;
+mod new;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use crate::error::Result;
 pub(super) fn run(global: &Global, command: &PluginCommand, ui: &Ui) -> Result<ExitCode> {
     match command {
         PluginCommand::List { json } => list::run(global, *json, ui),
+        PluginCommand::New(args) => new::run(args, ui),
         PluginCommand::Certify(args) => certify::run(args, ui),
         PluginCommand::Inspect { file, json, in_process: false } => {
             inspect::in_child(Path::new(file), *json, ui)
