@@ -1,17 +1,26 @@
 //! The backends of this repository, each with all tests at full strength, with worker processes
 //! where the backend claims to be safe for several.
 
+use std::path::Path;
+use std::process::Command;
+
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::{broken, certificate, clauses, kit, postgres, redis};
 
 /// Certifies a backend with these options; only these clauses may have tests that do not apply.
 #[track_caller]
 fn is_certified(backend: &str, options: &[&str], skipped: &[(&str, usize)]) {
+    file_is_certified(&kit::plugin_library(backend), options, skipped);
+}
+
+#[track_caller]
+fn file_is_certified(library: &Path, options: &[&str], skipped: &[(&str, usize)]) {
     let seed = std::env::var("OXIFLOW_TEST_SEED").unwrap_or(std::process::id().to_string());
     let mut arguments = vec!["--seed", &seed];
     arguments.extend(options.iter().flat_map(|option| ["--option", option]));
-    let (certificate, code) = certificate(&kit::plugin_library(backend), &arguments);
+    let (certificate, code) = certificate(library, &arguments);
     assert_eq!((broken(&certificate), code), (Vec::new(), 0), "{certificate:#}");
     assert_eq!(certificate["verdict"], "certified", "{certificate:#}");
     let expected = skipped.iter().map(|(clause, count)| ((*clause).to_owned(), *count)).collect();
@@ -59,4 +68,16 @@ fn the_http_backend_is_certified() {
 fn the_redis_backend_is_certified() {
     let Some(server) = redis::Server::start(redis::DURABLE) else { return };
     is_certified("redis", &[&format!("url={}", server.url())], &[]);
+}
+
+#[test]
+fn the_example_in_c_is_built_by_its_own_makefile_and_certified() {
+    let folder = TempDir::with_prefix("oxiflow-c-").expect("a folder");
+    let made = Command::new("make")
+        .args(["--silent", "--directory"])
+        .arg(kit::repository().join("plugins/example-c"))
+        .arg(format!("OUTPUT={}", folder.path().display()))
+        .output();
+    kit::Ran::from(made.expect("make starts")).expect(0);
+    file_is_certified(&folder.path().join("liboxiflow_backend_cfolder.so"), &[], &[]);
 }
