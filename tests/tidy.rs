@@ -30,6 +30,7 @@ const EVERYBODY: &[&str] = &["error", "clock", "metrics", "redact"];
 const UNSAFE: &[&str] = &[
     "plugin-api/src/abi.rs",
     "plugin-api/src/abi/connection.rs",
+    "plugin-api/src/abi/connection/rough.rs",
     "plugin-api/src/export.rs",
     "host/src/plugin/loader.rs",
 ];
