@@ -56,7 +56,7 @@ fn from_an_empty_folder_to_a_run_on_ones_own_backend() {
 
     let certified = certify(&library, &["--quick", "--seed", "7"]).expect(0);
     let line = certified.stdout.lines().last().unwrap_or_default();
-    assert!(line.starts_with("passed: redisish 0.1.0, ABI 1.0, "), "{line}");
+    assert!(line.starts_with("passed: redisish 0.1.0, ABI 1.1, "), "{line}");
 
     let user = Project::new("project: {name: test}\nstate: {backend: redisish}\n");
     user.write("pipelines/p.yaml", "pipeline: [{name: greet, run: \"echo hello\"}]\n");

@@ -26,18 +26,18 @@ fn each_test_is_told_and_a_line_to_show_to_others_ends_it() {
     pass C5 a version from before delete and re-create conflicts (N ms)
     skip C5 versions are not reused after reopening: the backend is not durable
     pass C9 a value of 16 MiB comes back as it was put (N ms)
-    passed: memory 0.1.0, ABI 1.0, 3 passed, 1 skipped, suite 1, only C5, 16 MiB comes, seed 7, sha256 HASH
+    passed: memory 0.1.0, ABI 1.1, 3 passed, 1 skipped, suite 1, only C5, 16 MiB comes, seed 7, sha256 HASH
     ");
 }
 
 #[test]
 fn what_is_left_out_is_said_and_an_unknown_selection_is_wrong_use() {
-    let ran = certify(&plugin_library("memory"), &["--only", "C15"]);
+    let ran = certify(&plugin_library("memory"), &["--only", "C16"]);
     assert_snapshot!(story(&ran), @r"
     exit 2
     --- stderr
-    error: no test is of `C15`
-    hint: give a clause, `C1` to `C14`, or a part of the name of a test
+    error: no test is of `C16`
+    hint: give a clause, `C1` to `C15`, or a part of the name of a test
     ");
     let ran = certify(&plugin_library("memory"), &["--option", "url"]).expect(2);
     assert!(ran.stderr.contains("write it as NAME=VALUE"), "{}", ran.stderr);

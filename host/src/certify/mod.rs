@@ -103,7 +103,7 @@ pub fn select(only: &[String]) -> Result<Vec<&'static Clause>> {
     if let Some(none) = only.iter().find(|text| !clauses().any(|clause| selects(text, clause))) {
         let message = format!("no test is of `{}`", none.escape_debug());
         return Err(Error::new(ErrorKind::Usage, message)
-            .hint("give a clause, `C1` to `C14`, or a part of the name of a test"));
+            .hint("give a clause, `C1` to `C15`, or a part of the name of a test"));
     }
     let chosen =
         |clause: &&Clause| only.is_empty() || only.iter().any(|text| selects(text, clause));
