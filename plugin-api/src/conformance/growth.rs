@@ -30,13 +30,13 @@ const JOB_PATIENCE: Duration = Duration::from_secs(1_800);
 const OPENS: usize = 50;
 
 /// Size of a value, in bytes: large enough that one kept for each call is seen after few.
-const VALUE_BYTES: usize = 32_768;
+const VALUE_BYTES: usize = 8_192;
 
 /// How many descriptors and threads may come late, such as connections of a pool.
 const LATE: u64 = 4;
 
 /// How much memory may come late, in bytes, and how much for each call.
-const LATE_BYTES: u64 = 4 * 1024 * 1024;
+const LATE_BYTES: u64 = 3 * 1024 * 1024;
 const BYTES_FOR_EACH_CALL: u64 = 64;
 
 /// What a process uses.

@@ -255,7 +255,7 @@ impl Storage for Handle {
         let _held = self.hold(call)?;
         let stored = Self::read(&self.path(key))?;
         if let (Bug::KeepsValuesThatWereRead, Some(stored)) = (self.bug, &stored)
-            && stored.value.len() == 32_768
+            && stored.value.len() == 8_192
         {
             stored.value.clone().leak();
         }
