@@ -21,7 +21,7 @@ use libloading::os::unix;
 use oxiflow_plugin_api::abi::{
     ABI_MAJOR, ABI_MINOR, AbiConnection, BackendRootRef, BackendTable, TABLE_SYMBOL, describe,
 };
-use oxiflow_plugin_api::{BackendError, Capabilities, Description, Host, Storage};
+use oxiflow_plugin_api::{BackendError, Capabilities, Description, Host};
 
 use super::check::{CheckedLibrary, Identity, refusal};
 use crate::error::{Error, ErrorKind, Result};
@@ -103,10 +103,9 @@ impl Library {
     ///
     /// # Errors
     /// As the plugin fails.
-    pub(super) fn open(&self, host: Host, config: &[u8]) -> Result<Box<dyn Storage>, BackendError> {
+    pub(super) fn open(&self, host: Host, config: &[u8]) -> Result<AbiConnection, BackendError> {
         // SAFETY: `load` verified the table, and libraries are never unloaded.
-        let connection = unsafe { AbiConnection::open(self.table, host, config) }?;
-        Ok(Box::new(connection))
+        unsafe { AbiConnection::open(self.table, host, config) }
     }
 
     pub(super) fn capabilities(&self) -> Capabilities {

@@ -15,15 +15,16 @@ mod secrets;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oxiflow_plugin_api::{BackendError, Capabilities, Description, Storage};
+use oxiflow_plugin_api::abi::AbiConnection;
+use oxiflow_plugin_api::{BackendError, Capabilities, Description, Host, Storage};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorKind, Result};
 
 pub use discovery::{Found, LIBRARY_PREFIX, LIBRARY_SUFFIX, SearchPath};
-pub use options::OptionProblem;
-pub use secrets::is_secret_option;
+pub use options::{OptionProblem, problems as option_problems};
+pub use secrets::{is_secret_option, of as secrets_among};
 
 /// A loaded plugin. It stays loaded for the life of the process.
 pub struct Plugin {
@@ -119,6 +120,19 @@ impl Plugin {
         let secrets = Arc::new(secrets::of(self.description.config_schema.as_ref(), options));
         let host = logging::host(&self.description.name, base_dir, Arc::clone(&secrets));
         let opened = self.library.open(host, config.as_bytes());
-        secrets::keep(opened, secrets)
+        secrets::keep(opened.map(|connection| Box::new(connection) as Box<dyn Storage>), secrets)
+    }
+
+    /// Opens a store to examine the plugin itself: with these bytes as its configuration, for this
+    /// host, and with nothing between the plugin and the caller that masks what it says.
+    ///
+    /// # Errors
+    /// As the backend fails.
+    pub fn examine(
+        &self,
+        host: Host,
+        config: &[u8],
+    ) -> std::result::Result<AbiConnection, BackendError> {
+        self.library.open(host, config)
     }
 }

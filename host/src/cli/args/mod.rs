@@ -270,6 +270,25 @@ pub(super) enum PluginCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Make the crate of a new backend, in Rust, which builds and keeps the contract as it is
+    #[command(after_help = "Example:
+  oxide_flow plugin new shelf --api-path oxide_flow/plugin-api
+  cd shelf && cargo test && cargo build --release
+  oxide_flow plugin certify target/release/liboxiflow_backend_shelf.so")]
+    New(NewPluginArgs),
+    /// Prove that a plugin keeps the contract, clause by clause, each test in a process of its own
+    #[command(
+        after_help = "The store that it opens lies in a temporary folder, unless its options lead elsewhere;
+there every test works under keys of its own and removes them.
+
+Examples:
+  oxide_flow plugin certify ./liboxiflow_backend_shelf.so
+  oxide_flow plugin certify ./liboxiflow_backend_redis.so --option url=redis://127.0.0.1:6379/9
+  oxide_flow plugin certify ./liboxiflow_backend_shelf.so --quick --only C5 --seed 7
+
+Exit code 0 when no test fails, 1 when one does, 2 when the plugin cannot be loaded or opened."
+    )]
+    Certify(CertifyArgs),
     /// Check a plugin and show what it is; it is loaded in a process of its own
     Inspect {
         /// The library
@@ -281,4 +300,52 @@ pub(super) enum PluginCommand {
         #[arg(long, hide = true)]
         in_process: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NewPluginArgs {
+    /// The name of the backend: lowercase letters, digits and `_`
+    pub(super) name: String,
+    /// The folder to make [default: NAME]
+    #[arg(long, short, value_name = "DIR")]
+    pub(super) directory: Option<PathBuf>,
+    /// The folder of the package `oxiflow-plugin-api` [default: the version of this program, from
+    /// the registry]
+    #[arg(long, value_name = "DIR")]
+    pub(super) api_path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CertifyArgs {
+    /// The library
+    pub(super) file: PathBuf,
+    /// An option of the backend; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub(super) option: Vec<(String, String)>,
+    /// Take `backend_config` from this configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Where the random choices come from, to repeat a run [default: random]
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// Only these tests: a clause such as C3, or a part of their names; may be repeated
+    #[arg(long, value_name = "TESTS")]
+    pub(super) only: Vec<String>,
+    /// Fewer repetitions, for while you write; gives no certificate
+    #[arg(long)]
+    pub(super) quick: bool,
+    /// How long one test may take
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "15m")]
+    pub(super) limit: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `NAME=VALUE`.
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
 }

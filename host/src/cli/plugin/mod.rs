@@ -1,7 +1,9 @@
 //! `oxide_flow plugin …`
 
+mod certify;
 mod inspect;
 mod list;
+mod new;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,6 +15,8 @@ use crate::error::Result;
 pub(super) fn run(global: &Global, command: &PluginCommand, ui: &Ui) -> Result<ExitCode> {
     match command {
         PluginCommand::List { json } => list::run(global, *json, ui),
+        PluginCommand::New(args) => new::run(args, ui),
+        PluginCommand::Certify(args) => certify::run(args, ui),
         PluginCommand::Inspect { file, json, in_process: false } => {
             inspect::in_child(Path::new(file), *json, ui)
         }
