@@ -34,7 +34,7 @@ pub use fallback::FallbackSection;
 pub use pipeline::{
     Metadata, Pipeline, PipelineFile, default_pipeline, list_pipelines, load_pipeline,
 };
-pub use project::{PROJECT_FILE, PluginsSection, ProjectSection, Settings};
+pub use project::{PROJECT_FILE, PluginTrust, PluginsSection, ProjectSection, Settings};
 pub use repair::RepairSection;
 pub use server::{ServerSection, TlsSection};
 pub use state::{BACKEND_VARIABLE, StateSection};
