@@ -26,6 +26,7 @@ fn of_ten_thousand_swaps_between_check_and_load_none_brings_in_what_was_not_pinn
     let (mut loaded, mut refused) = (0, 0);
     let swaps = AtomicU64::new(0);
     let round = AtomicU64::new(0);
+    let pin = regex::Regex::new("(?m)^sha256 = .*$").unwrap();
     std::fs::remove_file(&link).unwrap();
     while swaps.load(Ordering::Relaxed) < 10_000 || loaded < 200 {
         round.fetch_add(1, Ordering::Relaxed);
@@ -34,7 +35,6 @@ fn of_ten_thousand_swaps_between_check_and_load_none_brings_in_what_was_not_pinn
         let whole = [&good[..], number.to_le_bytes().as_slice()].concat();
         let lock = bench.project.read("plugins.lock");
         let digest = oxide_flow::plugin::Digest::of(&whole);
-        let pin = regex::Regex::new("(?m)^sha256 = .*$").unwrap();
         bench.project.write("plugins.lock", &pin.replace(&lock, format!("sha256 = \"{digest}\"")));
         let trust = pinned.trust(TrustLevel::Any);
         let done = AtomicBool::new(false);
