@@ -64,14 +64,18 @@ impl Candidate {
     /// # Errors
     /// `Configuration` naming the file, the objection and the remedy.
     pub fn read(file: &Path) -> Result<Self> {
-        Self::read_alone(file)?.with_sidecars()
+        Self::read_safe(file)?.with_sidecars(true)
     }
 
-    /// As [`read`](Self::read), without looking at what lies beside it.
+    /// As [`read`](Self::read), whatever lies beside it as its manifest.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn read_alone(file: &Path) -> Result<Self> {
+    pub fn read_without_manifest(file: &Path) -> Result<Self> {
+        Self::read_safe(file)?.with_sidecars(false)
+    }
+
+    fn read_safe(file: &Path) -> Result<Self> {
         let refuse = |objection: &str, remedy: &str| refusal(file, objection, remedy);
         let real = file.canonicalize().map_err(|error| unreadable(file, error))?;
         let folder = file.parent().unwrap_or(Path::new("/"));
@@ -113,7 +117,7 @@ impl Candidate {
     pub(super) fn read_anybodys(file: &Path) -> Result<Self> {
         let real = file.canonicalize().map_err(|error| unreadable(file, error))?;
         let (opened, _) = open(file, &real)?;
-        Self::read_opened(file, real, opened)?.with_sidecars()
+        Self::read_opened(file, real, opened)?.with_sidecars(true)
     }
 
     /// Reads a library that another process of this program checked and passed as a descriptor.
@@ -140,13 +144,13 @@ impl Candidate {
         })
     }
 
-    fn with_sidecars(mut self) -> Result<Self> {
+    fn with_sidecars(mut self, with_manifest: bool) -> Result<Self> {
         let Self { file, real, .. } = &self;
         // Beside the real file, so that they change together with a link to it.
         let beside = |name: &Path| real.with_file_name(name.file_name().unwrap_or_default());
         let manifest_file = beside(&manifest_of(file));
         let sidecars = Sidecars {
-            manifest: sidecar(&manifest_file)?,
+            manifest: if with_manifest { sidecar(&manifest_file)? } else { None },
             signature: sidecar(&beside(&signature_of(file)))?,
         };
         let text = sidecars.manifest.as_deref();

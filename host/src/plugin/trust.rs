@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::check::{Candidate, manifest_of, ownership_objection, refusal, signature_of};
+use super::durable;
 use super::lock::{LOCK_FILE, Lock, Pin};
 use super::manifest::this_target;
 use super::signature::{Signed, TrustedKey, verify};
@@ -44,6 +45,8 @@ pub struct Policy {
     pub keys: Vec<TrustedKey>,
     /// Its pins.
     pub lock: Lock,
+    /// Whether a library may be without a manifest, as it is only looked at.
+    inspecting: bool,
 }
 
 /// All policies that hold.
@@ -99,7 +102,7 @@ impl Policy {
     ) -> Result<Self> {
         let keys = keys(file, trusted_keys)?;
         let lock = Lock::read(&folder.join(LOCK_FILE))?;
-        Ok(Self { origin: file.to_owned(), level, keys, lock })
+        Ok(Self { origin: file.to_owned(), level, keys, lock, inspecting: false })
     }
 
     /// The policy in a file of the machine; `None` when there is neither the file nor a lock
@@ -119,7 +122,7 @@ impl Policy {
             return Ok(None);
         }
         // Whoever may write them may allow everything.
-        for path in [file, lock.path()] {
+        for path in [file, lock.path(), durable::folder_of(file)] {
             let objection = match path.metadata() {
                 Ok(metadata) => ownership_objection(&metadata),
                 Err(_) => None,
@@ -142,7 +145,8 @@ impl Policy {
         if read.trust == TrustLevel::Signed && keys.is_empty() {
             return Err(nobody_signs(file));
         }
-        Ok(Some(Self { origin: file.to_owned(), level: read.trust, keys, lock }))
+        let (origin, level) = (file.to_owned(), read.trust);
+        Ok(Some(Self { origin, level, keys, lock, inspecting: false }))
     }
 }
 
@@ -202,6 +206,7 @@ impl Trust {
         self.policies.retain(|policy| policy.level == TrustLevel::Signed);
         for policy in &mut self.policies {
             policy.lock = Lock::empty(policy.lock.path());
+            policy.inspecting = true;
         }
         self
     }
@@ -280,7 +285,7 @@ impl Policy {
         if self.level == TrustLevel::Any {
             return Ok(());
         }
-        if candidate.manifest().is_none() {
+        if candidate.manifest().is_none() && !self.inspecting {
             let name = manifest_of(file);
             let name = name.file_name().unwrap_or_default().to_string_lossy();
             let objection = format!("it has no manifest ({name}), which {origin} asks for");
