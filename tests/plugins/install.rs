@@ -47,7 +47,7 @@ fn installing_a_plugin_pins_it_and_the_next_version_takes_its_place() {
     [[plugin]]
     name = "tiny"
     version = "1.1"
-    abi = "1.0"
+    abi = "1.1"
     target = "x86_64-linux"
     sha256 = "[digest]"
 

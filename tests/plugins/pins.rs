@@ -170,7 +170,7 @@ fn a_manifest_that_lies_is_refused_before_the_library_runs() {
     assert_snapshot!(told.concat(), @r#"
     error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: its manifest is of the backend `other`
     hint: install library and manifest of one plugin together
-    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: its manifest says ABI 2.0, and this oxide_flow speaks ABI 1.0
+    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: its manifest says ABI 2.0, and this oxide_flow speaks ABI 1.1
     hint: install the plugin that fits this oxide_flow
     error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it is built for riscv64-linux, and this oxide_flow loads x86_64-linux
     hint: install the build for x86_64-linux

@@ -14,9 +14,8 @@ pub(super) use plugin::{
     InstallArgs, ManifestArgs, OutdatedArgs, RemoveArgs, RollbackArgs, VerifyArgs,
 };
 pub(super) use state::{
-    BackupArgs, BenchmarkArgs, CleanupArgs, DeleteArgs, ExportFormat, LockArgs, PushArgs,
-    RekeyArgs, RepairArgs, RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateArgs,
-    ValidateBackupArgs,
+    BackupArgs, BenchmarkArgs, CleanupArgs, DeleteArgs, LockArgs, PushArgs, RekeyArgs, RepairArgs,
+    RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateArgs, ValidateBackupArgs,
 };
 
 /// Durable state for data pipelines: checkpoints, leases, recovery.
