@@ -171,7 +171,7 @@ fn what_cannot_be_loaded_is_not_installed() {
     let install = ["plugin", "install", bad.to_str().unwrap()];
     for (flags, reason) in [
         (&["-DAT_LOAD=abort()"][..], "crashed the process that loaded it"),
-        (&["-DMAJOR=2"], "speaks ABI 2.0"),
+        (&["-DMAJOR=2"], "speaks ABI 2"),
         (&["-DNAME=\"other\""], "says that it is the backend `other`"),
         (&["-DUNDEFINED_CALL"], "undefined symbol"),
     ] {
