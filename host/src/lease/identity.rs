@@ -1,7 +1,9 @@
 //! Which process a worker is, and whether that process still lives.
 //!
 //! A pid alone names nothing: numbers are reused, and two containers on one kernel have the same
-//! numbers for different processes. Boot id, pid namespace and start time make it unique.
+//! numbers for different processes. Boot id, pid namespace and start time make it unique. Machines
+//! that were cloned while they ran have even these in common, so the host name must agree too before
+//! a process is called dead.
 
 use std::fs;
 
@@ -36,7 +38,7 @@ impl Liveness {
 pub fn person() -> String {
     let user = std::env::var("USER").ok().filter(|user| !user.is_empty());
     let user = user.unwrap_or_else(|| rustix::process::geteuid().as_raw().to_string());
-    format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
+    format!("{user}@{}", host_name())
 }
 
 /// This process as a lease holder, under a new worker id.
@@ -44,7 +46,7 @@ pub fn person() -> String {
 /// # Errors
 /// `Io` when /proc cannot be read.
 pub fn this_process() -> Result<Holder> {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = host_name();
     let pid = std::process::id();
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
     let start_time = start_time(pid).ok_or_else(|| {
@@ -66,13 +68,18 @@ pub fn this_process() -> Result<Holder> {
 pub fn liveness(holder: &Holder) -> Liveness {
     let same_kernel = boot_id().is_ok_and(|id| id == holder.boot_id);
     let same_namespace = pid_namespace().is_ok_and(|id| id == holder.pid_namespace);
-    if !(same_kernel && same_namespace) {
+    let same_name = host_name() == holder.host;
+    if !(same_kernel && same_namespace && same_name) {
         Liveness::Unknown
     } else if start_time(holder.pid) == Some(holder.pid_start_time) {
         Liveness::Alive
     } else {
         Liveness::Dead
     }
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn boot_id() -> Result<String> {
@@ -119,6 +126,8 @@ mod tests {
         assert_eq!(liveness(&reused), Liveness::Dead);
         let elsewhere = Holder { boot_id: "another".into(), ..holder.clone() };
         assert_eq!(liveness(&elsewhere), Liveness::Unknown);
+        let clone = Holder { host: "another".into(), ..reused };
+        assert_eq!(liveness(&clone), Liveness::Unknown);
         let container = Holder { pid_namespace: "pid:[1]".into(), ..holder };
         assert_eq!(liveness(&container), Liveness::Unknown);
     }
