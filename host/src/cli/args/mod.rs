@@ -1,5 +1,6 @@
 //! What can be typed. Values are parsed here as far as they can be without looking at anything.
 
+mod plugin;
 mod state;
 
 use std::path::PathBuf;
@@ -9,6 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::PipelineName;
 
+pub(super) use plugin::{
+    InstallArgs, ManifestArgs, OutdatedArgs, RemoveArgs, RollbackArgs, VerifyArgs,
+};
 pub(super) use state::{
     BackupArgs, BenchmarkArgs, CleanupArgs, DeleteArgs, LockArgs, PushArgs, RekeyArgs, RepairArgs,
     RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateArgs, ValidateBackupArgs,
@@ -69,7 +73,7 @@ pub(super) enum Command {
     /// Look at and stop workers
     #[command(subcommand)]
     Worker(WorkerCommand),
-    /// Look at backend plugins
+    /// Look at, install and verify backend plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
     /// Serve the store over HTTP: for other hosts, for programs, for monitoring
@@ -300,6 +304,30 @@ Exit code 0 when no test fails, 1 when one does, 2 when the plugin cannot be loa
         #[arg(long, hide = true)]
         in_process: bool,
     },
+    /// Install plugins, or the next version of one, and pin them
+    #[command(
+        after_help = "Processes that run keep the library they loaded; the next ones load the new one. The
+version before is kept for `plugin rollback`.
+
+Examples:
+  oxide_flow plugin install ./liboxiflow_backend_shelf.so
+  oxide_flow plugin install shelf-1.2/ --to /opt/oxiflow/backends
+  oxide_flow plugin install /tmp/liboxiflow_backend_shelf.so --sha256 9f86d081884c7d65…"
+    )]
+    Install(InstallArgs),
+    /// Go back to the version of a plugin that was installed before
+    Rollback(RollbackArgs),
+    /// Remove a plugin that was installed, and its pin
+    Remove(RemoveArgs),
+    /// Check installed plugins against their manifests, pins and signatures, and run none of them
+    #[command(after_help = "Exit code 0 when all may be loaded, 2 when one may not.")]
+    Verify(VerifyArgs),
+    /// Compare installed plugins with other versions of them that are found
+    Outdated(OutdatedArgs),
+    /// Write the manifest of a plugin, for its author to ship beside it
+    #[command(after_help = "Example:
+  oxide_flow plugin manifest liboxiflow_backend_shelf.so --licence MIT >liboxiflow_backend_shelf.toml")]
+    Manifest(ManifestArgs),
 }
 
 #[derive(Debug, Args)]
