@@ -167,11 +167,11 @@ impl Settings {
         }
     }
 
-    /// As hard as a plugin is tried before it is certified: 8 processes with 1,000 increments each,
+    /// As hard as a plugin is tried before it is certified: 8 processes with 10,000 increments each,
     /// 50 kills, 100,000 calls, and otherwise as [`with_seed`](Self::with_seed).
     #[must_use]
     pub fn thorough(seed: u64) -> Self {
-        Self { process_increments: 1_000, kills: 50, calls: 100_000, ..Self::with_seed(seed) }
+        Self { process_increments: 10_000, kills: 50, calls: 100_000, ..Self::with_seed(seed) }
     }
 }
 

@@ -27,8 +27,8 @@ pub(super) const CLAUSES: &[Clause] = &[
 /// How many keys the processes race to create.
 const CREATED: usize = 40;
 
-/// Enough for thousands of increments, each with a flush to a slow disk.
-const JOB_PATIENCE: Duration = Duration::from_secs(1_800);
+/// Enough for many thousands of increments, each with a flush to a slow disk.
+const JOB_PATIENCE: Duration = Duration::from_secs(3_600);
 
 fn processes_increment(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let storage = context.open()?;

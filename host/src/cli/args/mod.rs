@@ -363,7 +363,7 @@ pub(super) struct CertifyArgs {
     #[arg(long)]
     pub(super) quick: bool,
     /// How long one test may take
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "15m")]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1h")]
     pub(super) limit: Duration,
     /// Print JSON
     #[arg(long)]
