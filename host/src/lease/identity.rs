@@ -84,8 +84,7 @@ fn given_name(value: Option<&OsStr>) -> Result<Option<String>> {
         return Ok(Some(name.into_owned()));
     }
     let shown: String = name.chars().take(80).collect();
-    let message =
-        format!("`{}` in {NAME_VARIABLE} cannot name a worker", shown.escape_default());
+    let message = format!("`{}` in {NAME_VARIABLE} cannot name a worker", shown.escape_default());
     Err(Error::new(ErrorKind::Configuration, message).hint(format!(
         "use 1 to {LONGEST_NAME} letters, digits, `.`, `_`, `-`, `@` and `:`, not beginning with \
          a dash; or unset it for the host's name"
