@@ -1,6 +1,5 @@
 //! Process namespaces, as containers have them: stopping as process 1, and telling who lives.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -146,8 +145,9 @@ fn a_worker_whose_process_is_hidden_is_unknown_and_not_dead() {
     let project = Project::steady(&step("exit 9"));
     let running = project.start_captured(&["run"]);
     ready(&project);
-    let everybody = PathBuf::from(project.path());
-    let opened = Command::new("chmod").args(["-R", "a+rX"]).arg(&everybody).status();
+    // Nothing is written any more, so what is made readable stays so.
+    running.signal("-STOP");
+    let opened = Command::new("chmod").args(["-R", "a+rX"]).arg(project.path()).status();
     assert!(opened.expect("chmod starts").success());
     let hide = "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid 65534 --regid 65534 \
                 --clear-groups \"$@\"";
@@ -156,6 +156,7 @@ fn a_worker_whose_process_is_hidden_is_unknown_and_not_dead() {
     let looked: Value = serde_json::from_str(&looked.expect(0).stdout).expect("JSON");
     assert_eq!(looked["data"][0]["process"], "unknown", "{looked}");
     assert_eq!(worker(&project)["process"], "alive");
+    running.signal("-CONT");
     running.signal("-TERM");
     running.finish().expect(1);
 }

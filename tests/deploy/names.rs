@@ -1,8 +1,10 @@
 //! What a worker is called: by its host, or by `OXIFLOW_WORKER_NAME`.
 
+use std::process::Stdio;
+
 use serde_json::Value;
 
-use crate::kit::{Project, wait_for};
+use crate::kit::{Project, Running, wait_for};
 
 const WAITING: &str = "pipeline:\n  - {name: a, run: 'touch ready; exec sleep 600'}\n";
 
@@ -12,7 +14,8 @@ fn a_worker_is_shown_and_stopped_by_the_name_it_was_given() {
     let name = "node-3:prod:orders-29401-x7k2p";
     let mut command = project.command(["run"]);
     command.env("OXIFLOW_WORKER_NAME", name);
-    let running = crate::kit::Running::from(command.spawn().expect("the program starts"));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let running = Running::from(command.spawn().expect("the program starts"));
     wait_for("the step", || project.path().join("ready").exists().then_some(()));
     let listed = project.run(&["worker", "list", "--json"]).expect(0);
     let listed: Value = serde_json::from_str(&listed.stdout).expect("JSON");
@@ -34,6 +37,11 @@ fn a_name_that_is_none_is_told_before_anything_runs() {
     let mut command = project.command(["run"]);
     // What Kubernetes leaves of a variable that is defined too late.
     command.env("OXIFLOW_WORKER_NAME", "$(NODE_NAME)");
-    insta::assert_snapshot!(crate::ran(&mut command).story(&project), @"");
+    insta::assert_snapshot!(crate::ran(&mut command).story(&project), @"
+    exit 2
+    --- stderr
+    error: `$(NODE_NAME)` in OXIFLOW_WORKER_NAME cannot name a worker
+    hint: use 1 to 255 letters, digits, `.`, `_`, `-`, `@` and `:`, not beginning with a dash; or unset it for the host's name
+    ");
     assert!(!project.path().join("ran").exists());
 }
