@@ -92,6 +92,7 @@ impl App {
             }
             Err(error) => otherwise(&config, &plugin, error, &clock)?,
         };
+        records = records.written_as(config.state.record_format);
         if let Some(encryption) = &config.state.encryption {
             records = records.encrypted(keyring(encryption, env)?);
         }

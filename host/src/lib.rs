@@ -5,7 +5,8 @@
 //!
 //! In reading order: [`model`] is what is kept, [`config`] what a project says, [`plugin`] loads a
 //! backend, [`layer`] makes records of its bytes, [`store`] gives them types, [`lease`] decides
-//! who may write, [`history`] keeps what happened, [`recovery`] keeps and puts back copies,
+//! who may write, [`history`] keeps what happened, [`rules`] are a pipeline's own for
+//! its states, [`recovery`] keeps and puts back copies,
 //! [`migration`] moves pipelines to another store, [`runner`] runs steps, [`app`] puts it all
 //! together, [`view`] is what is shown of it, [`server`] shows and serves it over HTTP,
 //! [`manager`] is for programs that embed it, and [`cli`] is the command line.
@@ -16,6 +17,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod error;
+pub mod format;
 pub mod history;
 pub mod layer;
 pub mod lease;
@@ -26,6 +28,7 @@ pub mod model;
 pub mod plugin;
 pub mod recovery;
 pub mod redact;
+pub mod rules;
 pub mod runner;
 pub mod server;
 pub mod store;

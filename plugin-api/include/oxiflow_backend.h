@@ -47,8 +47,8 @@ extern "C" {
 
 /* The major version is in the name of the exported symbol as well. */
 #define OXIFLOW_ABI_MAJOR 1u
-/* Which extensions this header documents. */
-#define OXIFLOW_ABI_MINOR 0u
+/* Which extensions this header documents. 1 came with `oxiflow.batch/1`. */
+#define OXIFLOW_ABI_MINOR 1u
 /* Name of the exported table, for dlsym. */
 #define OXIFLOW_TABLE_SYMBOL "oxiflow_backend_v1"
 
@@ -254,6 +254,65 @@ typedef struct oxiflow_backend_table {
     const void *(*get_extension)(oxiflow_slice id);
 } oxiflow_backend_table;
 
+/* The extension `oxiflow.batch/1`: many changes in one call. A plugin that has it returns a pointer
+ * to its oxiflow_batch_table from `get_extension` for this id; one that has not returns null, and
+ * the host uses `put` and `del`. Frozen, as the table of the backend is. */
+#define OXIFLOW_EXTENSION_BATCH "oxiflow.batch/1"
+
+/* Values of `oxiflow_change.kind`. */
+enum oxiflow_change_kind {
+    OXIFLOW_CHANGE_PUT = 0,
+    OXIFLOW_CHANGE_DELETE = 1
+};
+
+/* The modes of `apply`. */
+enum oxiflow_batch_mode {
+    /* Each change for itself, in their order: one that fails does not keep the others from being
+     * made. */
+    OXIFLOW_BATCH_INDEPENDENT = 0,
+    /* All changes or none, also for readers and through a crash. A plugin that cannot do this
+     * returns OXIFLOW_UNSUPPORTED and changes nothing. */
+    OXIFLOW_BATCH_ATOMIC = 1
+};
+
+/* One change of a batch. */
+typedef struct oxiflow_change {
+    uint32_t struct_size;
+    /* enum oxiflow_change_kind */
+    uint32_t kind;
+    oxiflow_slice key;
+    /* The value of a put, otherwise empty. */
+    oxiflow_slice value;
+    oxiflow_expected expected;
+} oxiflow_change;
+
+/* Where `apply` puts what became of each change. The callback copies before it returns, and is
+ * called as those of an oxiflow_reply are. */
+typedef struct oxiflow_results {
+    uint32_t struct_size;
+    uint32_t reserved;
+    /* Handed back to the callback. */
+    void *context;
+    /* The status of the change with this index, counted from 0, with what `put` and `del` return
+     * beside it: the new version after a put, the current one on conflict, otherwise null; and a
+     * message for people that goes with an error. */
+    void (*result)(void *context, uint64_t index, int32_t status, const oxiflow_version *version,
+                   oxiflow_slice message);
+} oxiflow_results;
+
+/* The table of the extension. */
+typedef struct oxiflow_batch_table {
+    uint32_t struct_size;
+    uint32_t reserved;
+    /* Makes `count` changes as if one after the other, in their order. Returns OXIFLOW_OK when each
+     * of them has had its result. Anything else: nothing was changed, or, with
+     * OXIFLOW_OUTCOME_UNKNOWN, it is unknown what was. The change that kept an atomic batch from
+     * being made should have had its result, and its status is returned. */
+    int32_t (*apply)(void *handle, const oxiflow_call *call, const oxiflow_change *changes,
+                     uint64_t count, uint32_t mode, const oxiflow_results *results,
+                     const oxiflow_reply *reply);
+} oxiflow_batch_table;
+
 /* What the plugin defines. `del` is the `delete` of the contract, a reserved word in C++. */
 #if defined(__GNUC__)
 __attribute__((visibility("default")))
@@ -336,6 +395,21 @@ OXIFLOW_FIELD(oxiflow_backend_table, del, 64)
 OXIFLOW_FIELD(oxiflow_backend_table, list, 72)
 OXIFLOW_FIELD(oxiflow_backend_table, health, 80)
 OXIFLOW_FIELD(oxiflow_backend_table, get_extension, 88)
+OXIFLOW_SIZE(oxiflow_change, 112)
+OXIFLOW_FIELD(oxiflow_change, struct_size, 0)
+OXIFLOW_FIELD(oxiflow_change, kind, 4)
+OXIFLOW_FIELD(oxiflow_change, key, 8)
+OXIFLOW_FIELD(oxiflow_change, value, 24)
+OXIFLOW_FIELD(oxiflow_change, expected, 40)
+OXIFLOW_SIZE(oxiflow_results, 24)
+OXIFLOW_FIELD(oxiflow_results, struct_size, 0)
+OXIFLOW_FIELD(oxiflow_results, reserved, 4)
+OXIFLOW_FIELD(oxiflow_results, context, 8)
+OXIFLOW_FIELD(oxiflow_results, result, 16)
+OXIFLOW_SIZE(oxiflow_batch_table, 16)
+OXIFLOW_FIELD(oxiflow_batch_table, struct_size, 0)
+OXIFLOW_FIELD(oxiflow_batch_table, reserved, 4)
+OXIFLOW_FIELD(oxiflow_batch_table, apply, 8)
 
 #undef OXIFLOW_FIELD
 #undef OXIFLOW_SIZE

@@ -25,7 +25,7 @@ use crate::error::{BackendError, ErrorKind};
 use crate::value::{Expected, Version};
 
 pub(crate) use connection::base_dir;
-pub use connection::{AbiConnection, describe};
+pub use connection::{AbiConnection, batch_extension, describe};
 
 /// Name of the exported static, with its terminating NUL. The major version is in the name.
 pub const TABLE_SYMBOL: &std::ffi::CStr = c"oxiflow_backend_v1";
@@ -33,8 +33,12 @@ pub const TABLE_SYMBOL: &std::ffi::CStr = c"oxiflow_backend_v1";
 /// The major version of this ABI.
 pub const ABI_MAJOR: u32 = 1;
 
-/// The minor version of this ABI: which extensions its header documents.
-pub const ABI_MINOR: u32 = 0;
+/// The minor version of this ABI: which extensions its header documents. 1 came with
+/// [`BATCH_EXTENSION`].
+pub const ABI_MINOR: u32 = 1;
+
+/// The id of the extension whose table is a [`BatchTable`].
+pub const BATCH_EXTENSION: &str = "oxiflow.batch/1";
 
 /// Stands for *unknown* in every `u64` that may be unknown.
 pub const UNKNOWN: u64 = u64::MAX;
@@ -314,6 +318,67 @@ pub struct BackendTable {
     ) -> i32,
     /// The frozen table of an extension such as `oxiflow.batch/1`, or null.
     pub get_extension: unsafe extern "C" fn(id: AbiSlice) -> *const c_void,
+}
+
+/// One change of a batch; see [`Change`](crate::Change).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct AbiChange {
+    /// Size of this struct, in bytes.
+    pub struct_size: u32,
+    /// 0 put, 1 delete.
+    pub kind: u32,
+    /// The key.
+    pub key: AbiSlice,
+    /// The value of a put, otherwise empty.
+    pub value: AbiSlice,
+    /// What must hold.
+    pub expected: AbiExpected,
+}
+
+/// Where `apply` puts what became of each change. The callback copies before it returns.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct AbiResults {
+    /// Size of this struct, in bytes.
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Handed back to the callback.
+    pub context: *mut c_void,
+    /// The status of the change with this index; with its new version after a put, and the current
+    /// one on conflict, otherwise null; with a message that goes with an error.
+    pub result: unsafe extern "C" fn(
+        context: *mut c_void,
+        index: u64,
+        status: i32,
+        version: *const AbiVersion,
+        message: AbiSlice,
+    ),
+}
+
+/// The table of the extension [`BATCH_EXTENSION`].
+///
+/// Frozen, as the table of the backend is: what it lacks comes with another extension.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct BatchTable {
+    /// Size of this struct, in bytes.
+    pub struct_size: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Makes `count` changes; `mode` is 0 for each for itself, 1 for all or none. With ok each
+    /// change has had its result. Anything else: nothing was changed, or it is unknown what was;
+    /// the change that kept an atomic batch from being made may have had its result.
+    pub apply: unsafe extern "C" fn(
+        handle: *mut c_void,
+        call: *const AbiCall,
+        changes: *const AbiChange,
+        count: u64,
+        mode: u32,
+        results: *const AbiResults,
+        reply: *const AbiReply,
+    ) -> i32,
 }
 
 /// The root module that Rust plugins export beside the table, so that `abi_stable` compares the

@@ -79,13 +79,14 @@ pub struct BackendError {
     message: String,
     current: Option<Version>,
     remains: Option<Box<Entry>>,
+    change: Option<usize>,
 }
 
 impl BackendError {
     /// An error of this kind.
     #[must_use]
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), current: None, remains: None }
+        Self { kind, message: message.into(), current: None, remains: None, change: None }
     }
 
     /// A compare-and-swap that found `current` instead of what it expected (`None`: absent).
@@ -95,7 +96,7 @@ impl BackendError {
             Some(version) => format!("the key is at version {version}"),
             None => "the key is absent".to_owned(),
         };
-        Self { kind: ErrorKind::Conflict, message, current, remains: None }
+        Self { kind: ErrorKind::Conflict, message, current, remains: None, change: None }
     }
 
     /// A wrong call or a wrong option; name it in the message.
@@ -150,6 +151,20 @@ impl BackendError {
     #[must_use]
     pub fn current(&self) -> Option<&Version> {
         self.current.as_ref()
+    }
+
+    /// The same error as that of the change with this index in a batch, counted from 0.
+    #[must_use]
+    pub fn of_change(mut self, index: usize) -> Self {
+        self.change = Some(index);
+        self
+    }
+
+    /// After an atomic batch that was not made: the index of the change that does not hold, counted
+    /// from 0; `None` when it was not for one of them.
+    #[must_use]
+    pub fn change(&self) -> Option<usize> {
+        self.change
     }
 
     /// The same error with what a damaged key still holds.

@@ -15,10 +15,12 @@ use abi_stable::library::CheckTypeLayout;
 use abi_stable::prefix_type::{PrefixRefTrait, PrefixTypeTrait};
 
 use crate::abi::{
-    ABI_MAJOR, ABI_MINOR, AbiCall, AbiExpected, AbiHealth, AbiHost, AbiListed, AbiOpened, AbiReply,
-    AbiSlice, AbiVersion, BackendRoot, BackendRootRef, BackendTable, UNKNOWN, status,
+    ABI_MAJOR, ABI_MINOR, AbiCall, AbiChange, AbiExpected, AbiHealth, AbiHost, AbiListed,
+    AbiOpened, AbiReply, AbiResults, AbiSlice, AbiVersion, BATCH_EXTENSION, BackendRoot,
+    BackendRootRef, BackendTable, BatchTable, UNKNOWN, status,
 };
 use crate::backend::{Backend, BackendConfig, ListSink, Package, ValueSink};
+use crate::batch::{BatchBackend, BatchMode, Change, Changed, Write};
 use crate::call::Call;
 use crate::error::{BackendError, ErrorKind};
 use crate::host::{
@@ -30,9 +32,18 @@ use crate::value::{Expected, Listed, check_key};
 ///
 /// Write it once, at the top level of a crate with `crate-type = ["cdylib"]`. It refuses to compile
 /// with `panic = "abort"`, since a panic could then not be contained (clause C14).
+///
+/// `export_backend!(MyBackend, batch)` also exports the extension `oxiflow.batch/1` of a
+/// [`BatchBackend`](crate::BatchBackend).
 #[macro_export]
 macro_rules! export_backend {
     ($backend:ty) => {
+        $crate::export_backend!(@ $backend, None);
+    };
+    ($backend:ty, batch) => {
+        $crate::export_backend!(@ $backend, Some(&$crate::export::batch_table::<OxiflowExport>()));
+    };
+    (@ $backend:ty, $batch:expr) => {
         #[cfg(panic = "abort")]
         compile_error!(
             "a backend must be built with `panic = \"unwind\"`: the host contains a panic of a \
@@ -49,6 +60,7 @@ macro_rules! export_backend {
                 version: env!("CARGO_PKG_VERSION"),
                 description: env!("CARGO_PKG_DESCRIPTION"),
             };
+            const BATCH: Option<&'static $crate::abi::BatchTable> = $batch;
         }
 
         /// The plugin's table; the host looks it up by this name.
@@ -92,6 +104,8 @@ pub trait Export: 'static {
     type Backend: Backend;
     /// Its Cargo package.
     const PACKAGE: Package;
+    /// The table of the extension `oxiflow.batch/1`, from [`batch_table`], if it has it.
+    const BATCH: Option<&'static BatchTable> = None;
 }
 
 /// The table of a backend.
@@ -111,8 +125,14 @@ pub const fn table<E: Export>() -> BackendTable {
         delete: delete::<E>,
         list: list::<E>,
         health: health::<E>,
-        get_extension,
+        get_extension: get_extension::<E>,
     }
+}
+
+/// The table of the extension `oxiflow.batch/1` of a backend.
+#[must_use]
+pub const fn batch_table<E: Export<Backend: BatchBackend>>() -> BatchTable {
+    BatchTable { struct_size: size_of::<BatchTable>() as u32, reserved: 0, apply: apply::<E> }
 }
 
 unsafe extern "C" fn describe<E: Export>(reply: *const AbiReply) -> i32 {
@@ -256,8 +276,55 @@ unsafe extern "C" fn health<E: Export>(
     })
 }
 
-unsafe extern "C" fn get_extension(_id: AbiSlice) -> *const c_void {
-    std::ptr::null()
+unsafe extern "C" fn get_extension<E: Export>(id: AbiSlice) -> *const c_void {
+    // SAFETY: the host passes a slice that is valid during the call.
+    let extension = match unsafe { id.bytes() } {
+        id if id == BATCH_EXTENSION.as_bytes() => E::BATCH,
+        _ => None,
+    };
+    extension.map_or(std::ptr::null(), |table| std::ptr::from_ref(table).cast())
+}
+
+unsafe extern "C" fn apply<E: Export<Backend: BatchBackend>>(
+    handle: *mut c_void,
+    call: *const AbiCall,
+    changes: *const AbiChange,
+    count: u64,
+    mode: u32,
+    results: *const AbiResults,
+    reply: *const AbiReply,
+) -> i32 {
+    guard(reply, || {
+        // SAFETY: the host passes an open handle and pointers valid during the call, `changes` to
+        // `count` of them.
+        let (backend, results) = unsafe { (backend::<E>(handle), &*results) };
+        let changes: &[AbiChange] = match usize::try_from(count) {
+            Ok(0) => &[],
+            // SAFETY: as above.
+            Ok(count) => unsafe { std::slice::from_raw_parts(changes, count) },
+            Err(_) => return Err(BackendError::invalid("more changes than memory holds")),
+        };
+        let mode = match mode {
+            0 => BatchMode::Independent,
+            1 => BatchMode::Atomic,
+            _ => return Err(BackendError::invalid("the mode of the batch makes no sense")),
+        };
+        let changes = changes.iter().map(change).collect::<Result<Vec<_>, _>>()?;
+        match backend.apply(&context(call), &changes, mode) {
+            Ok(done) => {
+                done.iter().enumerate().for_each(|(index, result)| {
+                    emit_result(results, index, result.as_ref());
+                });
+                Ok(status::OK)
+            }
+            Err(error) => {
+                if let Some(index) = error.change() {
+                    emit_result(results, index, Err(&error));
+                }
+                Err(error)
+            }
+        }
+    })
 }
 
 /// Runs an entry, contains its panic, and turns its error into a status and a message.
@@ -308,6 +375,32 @@ fn expectation(expected: *const AbiExpected) -> Result<Expected, BackendError> {
     unsafe { expected.as_ref() }
         .and_then(AbiExpected::to_expected)
         .ok_or_else(|| BackendError::invalid("the expectation of the write makes no sense"))
+}
+
+fn change(raw: &AbiChange) -> Result<Change<'_>, BackendError> {
+    // SAFETY: the host passes slices that are valid during the call.
+    let (key, value) = unsafe { (text("key", raw.key)?, raw.value.bytes()) };
+    check_key(key)?;
+    let write = match raw.kind {
+        0 => Write::Put(value),
+        1 => Write::Delete,
+        _ => return Err(BackendError::invalid("the kind of a change makes no sense")),
+    };
+    Ok(Change { key, write, expected: expectation(&raw const raw.expected)? })
+}
+
+fn emit_result(sink: &AbiResults, index: usize, result: Result<&Changed, &BackendError>) {
+    let (code, version, message) = match result {
+        Ok(Changed::Put(version)) => (status::OK, Some(version), ""),
+        Ok(Changed::Deleted) => (status::OK, None, ""),
+        Ok(Changed::Absent) => (status::NOT_FOUND, None, ""),
+        Err(error) => (status::of(error.kind()), error.current(), error.message()),
+    };
+    let version = version.map(AbiVersion::from);
+    let version = version.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let message = AbiSlice::new(message.as_bytes());
+    // SAFETY: the host passes a sink whose callback is valid during the call.
+    unsafe { (sink.result)(sink.context, index as u64, code, version, message) };
 }
 
 /// What goes into the version of a `put`: the new one, or on conflict the current one.

@@ -77,13 +77,14 @@
 //! ```
 //!
 //! In reading order: [`value`] (versions, expectations, listings), [`error`], [`capabilities`],
-//! [`call`] (deadline and trace id), [`backend`] (the trait and its clauses C1 to C14),
-//! [`storage`] (an opened backend as its caller sees it), [`host`] (what the host offers a
+//! [`call`] (deadline and trace id), [`backend`] (the trait and its clauses C1 to C14), [`batch`]
+//! (the extension for many changes at once), [`storage`] (an opened backend as its caller sees it), [`host`] (what the host offers a
 //! backend), [`abi`] (the frozen C table), [`export`] (from the trait to the table) and, with the
 //! feature `conformance`, the suite that proves a backend right.
 
 pub mod abi;
 pub mod backend;
+pub mod batch;
 pub mod call;
 pub mod capabilities;
 #[cfg(feature = "conformance")]
@@ -95,6 +96,7 @@ pub mod storage;
 pub mod value;
 
 pub use backend::{Backend, BackendConfig, Description, ListSink, Lookup, Package, ValueSink};
+pub use batch::{BatchBackend, BatchMode, Change, Changed, Write};
 pub use call::Call;
 pub use capabilities::Capabilities;
 pub use error::{BackendError, ErrorKind};

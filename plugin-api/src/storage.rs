@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::batch::{self, BatchMode, Change};
 use crate::call::Call;
 use crate::capabilities::Capabilities;
 use crate::error::BackendError;
@@ -76,6 +77,27 @@ pub trait Storage: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Listed>, BackendError>;
 
+    /// Makes several changes in one call; see clause [C15](crate::batch). By default one after the
+    /// other with [`put`](Self::put) and [`delete`](Self::delete).
+    ///
+    /// # Errors
+    /// When nothing was changed, or it is unknown what was; `Unsupported` when all or none of the
+    /// changes are to be made and the store cannot do that.
+    fn apply(
+        &self,
+        call: &Call,
+        changes: &[Change<'_>],
+        mode: BatchMode,
+    ) -> Result<batch::Results, BackendError> {
+        batch::one_by_one(self, call, changes, mode)
+    }
+
+    /// Whether [`apply`](Self::apply) is more than one call after the other: whether the backend has
+    /// the extension `oxiflow.batch/1`.
+    fn supports_batch(&self) -> bool {
+        false
+    }
+
     /// Asks the store for its condition.
     ///
     /// # Errors
@@ -115,6 +137,19 @@ impl<S: Storage + ?Sized> Storage for Arc<S> {
         limit: usize,
     ) -> Result<Vec<Listed>, BackendError> {
         (**self).list(call, prefix, after, limit)
+    }
+
+    fn apply(
+        &self,
+        call: &Call,
+        changes: &[Change<'_>],
+        mode: BatchMode,
+    ) -> Result<batch::Results, BackendError> {
+        (**self).apply(call, changes, mode)
+    }
+
+    fn supports_batch(&self) -> bool {
+        (**self).supports_batch()
     }
 
     fn health(&self, call: &Call) -> Result<Health, BackendError> {

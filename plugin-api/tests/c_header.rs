@@ -11,11 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use oxiflow_plugin_api::abi::{
-    ABI_MAJOR, ABI_MINOR, AbiCall, AbiExpected, AbiHealth, AbiHost, AbiListed, AbiOpened, AbiReply,
-    AbiSlice, AbiVersion, BackendTable, TABLE_SYMBOL, UNKNOWN, status,
+    ABI_MAJOR, ABI_MINOR, AbiCall, AbiChange, AbiExpected, AbiHealth, AbiHost, AbiListed,
+    AbiOpened, AbiReply, AbiResults, AbiSlice, AbiVersion, BATCH_EXTENSION, BackendTable,
+    BatchTable, TABLE_SYMBOL, UNKNOWN, status,
 };
 use oxiflow_plugin_api::{
-    Capabilities, ErrorKind, Expected, LogLevel, MAX_KEY_BYTES, MIN_MAX_VALUE_BYTES, Version,
+    Capabilities, Change, ErrorKind, Expected, LogLevel, MAX_KEY_BYTES, MIN_MAX_VALUE_BYTES,
+    Version,
 };
 
 /// A C expression, and what Rust says it must be.
@@ -149,6 +151,9 @@ fn facts() -> Vec<Fact> {
             get_extension
         ]
     );
+    layout!(facts, AbiChange, "oxiflow_change", [struct_size, kind, key, value, expected]);
+    layout!(facts, AbiResults, "oxiflow_results", [struct_size, reserved, context, result]);
+    layout!(facts, BatchTable, "oxiflow_batch_table", [struct_size, reserved, apply]);
     let mut constant = |name: &str, value: u64| facts.push((name.to_owned(), value));
     constant("OXIFLOW_OK", status::OK as u64);
     constant("OXIFLOW_NOT_FOUND", status::NOT_FOUND as u64);
@@ -166,6 +171,11 @@ fn facts() -> Vec<Fact> {
     constant("OXIFLOW_LOG_TRACE", LogLevel::Trace as u64);
     constant("OXIFLOW_CAPABILITY_DURABLE", Capabilities::DURABLE.bits());
     constant("OXIFLOW_CAPABILITY_MULTI_PROCESS", Capabilities::MULTI_PROCESS.bits());
+    let change = |write: Change<'_>| AbiChange::try_from(&write).unwrap().kind.into();
+    constant("OXIFLOW_CHANGE_PUT", change(Change::put("k", b"v", Expected::Any)));
+    constant("OXIFLOW_CHANGE_DELETE", change(Change::delete("k", Expected::Any)));
+    constant("OXIFLOW_BATCH_INDEPENDENT", 0);
+    constant("OXIFLOW_BATCH_ATOMIC", 1);
     constant("OXIFLOW_ABI_MAJOR", ABI_MAJOR.into());
     constant("OXIFLOW_ABI_MINOR", ABI_MINOR.into());
     constant("OXIFLOW_MAX_KEY_BYTES", MAX_KEY_BYTES as u64);
@@ -216,7 +226,7 @@ fn the_header_and_the_rust_types_have_the_same_layout_and_numbers() {
     let facts = facts();
     let mut source =
         "#include <oxiflow_backend.h>\n#include <stdio.h>\nint main(void) {\n".to_owned();
-    source += "    puts(OXIFLOW_TABLE_SYMBOL);\n";
+    source += "    puts(OXIFLOW_TABLE_SYMBOL);\n    puts(OXIFLOW_EXTENSION_BATCH);\n";
     for (expression, _) in &facts {
         source += &format!("    printf(\"%llu\\n\", (unsigned long long)({expression}));\n");
     }
@@ -228,6 +238,7 @@ fn the_header_and_the_rust_types_have_the_same_layout_and_numbers() {
     let stdout = String::from_utf8(output.stdout).unwrap();
     let mut lines = stdout.lines();
     assert_eq!(lines.next().unwrap(), TABLE_SYMBOL.to_str().unwrap());
+    assert_eq!(lines.next().unwrap(), BATCH_EXTENSION);
     let printed: Vec<Fact> = facts
         .iter()
         .zip(lines)
@@ -246,6 +257,7 @@ fn every_constant_of_the_header_is_compared() {
     let internal = [
         "OXIFLOW_BACKEND_H",
         "OXIFLOW_TABLE_SYMBOL",
+        "OXIFLOW_EXTENSION_BATCH",
         "OXIFLOW_ASSERT",
         "OXIFLOW_SIZE",
         "OXIFLOW_FIELD",

@@ -20,7 +20,7 @@ fn a_plugin_in_c_is_shown_as_what_it_says_it_is() {
     Backend      tiny
     Version      1.0
     Description  A list in C
-    ABI          1.0
+    ABI          1.1
     Interface    C
     Promises     nothing beyond the contract
     Size [size]

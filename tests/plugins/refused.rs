@@ -132,7 +132,7 @@ fn a_library_without_the_table_is_refused() {
 #[test]
 fn another_major_version_under_our_symbol_is_refused_with_both_versions() {
     assert_snapshot!(refusal_of_c(&["-DMAJOR=2", "-DMINOR=3"]), @r#"
-    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it speaks ABI 2.3 and this oxide_flow speaks ABI 1.0
+    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it speaks ABI 2.3 and this oxide_flow speaks ABI 1.1
     hint: install a newer oxide_flow, or an older version of the plugin
     "#);
 }
@@ -140,7 +140,7 @@ fn another_major_version_under_our_symbol_is_refused_with_both_versions() {
 #[test]
 fn an_older_major_version_under_our_symbol_is_refused_with_both_versions() {
     assert_snapshot!(refusal_of_c(&["-DMAJOR=0", "-DMINOR=9"]), @r#"
-    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it speaks ABI 0.9 and this oxide_flow speaks ABI 1.0
+    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it speaks ABI 0.9 and this oxide_flow speaks ABI 1.1
     hint: install a newer version of the plugin
     "#);
 }
@@ -149,7 +149,7 @@ fn an_older_major_version_under_our_symbol_is_refused_with_both_versions() {
 fn a_table_of_the_next_major_version_only_is_refused_with_both_versions() {
     let flags = ["-DTABLE=oxiflow_backend_v2", "-DMAJOR=2", "-DMINOR=3"];
     assert_snapshot!(refusal_of_c(&flags), @r#"
-    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it speaks ABI 2.3 and this oxide_flow speaks ABI 1.0
+    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it speaks ABI 2.3 and this oxide_flow speaks ABI 1.1
     hint: install a newer oxide_flow, or an older version of the plugin
     "#);
 }
@@ -157,7 +157,7 @@ fn a_table_of_the_next_major_version_only_is_refused_with_both_versions() {
 #[test]
 fn a_larger_table_is_refused_with_both_versions() {
     assert_snapshot!(refusal_of_c(&["-DMORE_BYTES=8"]), @r#"
-    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: its table has 104 bytes, ABI 1.0 has 96 (this oxide_flow speaks ABI 1.0)
+    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: its table has 104 bytes, ABI 1.1 has 96 (this oxide_flow speaks ABI 1.1)
     hint: build it with the published header of ABI 1
     "#);
 }
@@ -165,7 +165,7 @@ fn a_larger_table_is_refused_with_both_versions() {
 #[test]
 fn a_smaller_table_is_refused_with_both_versions() {
     assert_snapshot!(refusal_of_c(&["-DMORE_BYTES=-8"]), @r#"
-    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: its table has 88 bytes, ABI 1.0 has 96 (this oxide_flow speaks ABI 1.0)
+    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: its table has 88 bytes, ABI 1.1 has 96 (this oxide_flow speaks ABI 1.1)
     hint: build it with the published header of ABI 1
     "#);
 }
@@ -257,7 +257,7 @@ fn a_rust_plugin_whose_types_are_laid_out_differently_is_refused_with_the_detail
     let bench = Bench::of("layout", "");
     install_rust(&bench, "layout");
     assert_snapshot!(bench.refusal_of("layout"), @r#"
-    error: [project]/plugins/liboxiflow_backend_layout.so is not loaded: its types are laid out differently from ABI 1.0 of this oxide_flow
+    error: [project]/plugins/liboxiflow_backend_layout.so is not loaded: its types are laid out differently from ABI 1.1 of this oxide_flow
     hint: build it again with the current oxiflow-plugin-api
     "#);
     let ran = bench.run(&["-vv", "state", "list"]).expect(2);

@@ -81,8 +81,8 @@ fn the_list_shows_which_file_is_used_and_which_are_shadowed() {
     let rows = rows.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" "));
     assert_snapshot!(rows.collect::<Vec<_>>().join("\n"), @r#"
     BACKEND STATUS VERSION ABI PROMISES FILE
-    file in use 1.0 1.0 - [project]/plugins/liboxiflow_backend_file.so
-    file shadowed 0.1.0 1.0 durable, multi_process [program]/liboxiflow_backend_file.so
+    file in use 1.0 1.1 - [project]/plugins/liboxiflow_backend_file.so
+    file shadowed 0.1.0 1.1 durable, multi_process [program]/liboxiflow_backend_file.so
     "#);
 }
 
@@ -165,7 +165,7 @@ fn the_list_has_the_refused_and_the_crashing_with_the_reason_in_one_document() {
     let expected = [
         ("crashing", "refused", "crashed the process that loaded it"),
         ("misnamed", "refused", "says that it is the backend `tiny`"),
-        ("newer", "refused", "speaks ABI 2.0 and this oxide_flow speaks ABI 1.0"),
+        ("newer", "refused", "speaks ABI 2.1 and this oxide_flow speaks ABI 1.1"),
         ("open", "refused", "anyone may write to it"),
         ("quitting", "refused", "ended the process that loaded it"),
         ("tiny", "in use", ""),

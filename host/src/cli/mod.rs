@@ -22,6 +22,7 @@ mod ui;
 mod worker;
 
 use std::ffi::OsString;
+use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -131,14 +132,18 @@ fn whoami() -> String {
     crate::lease::person()
 }
 
-fn read_file(path: &Path) -> Result<String> {
+fn read_file(path: &Path) -> Result<Vec<u8>> {
     let shown = path.display();
     if path == Path::new("-") {
-        return std::io::read_to_string(std::io::stdin()).map_err(|error| {
-            Error::new(ErrorKind::Io, "cannot read standard input").because(error)
-        });
+        let mut bytes = Vec::new();
+        return match std::io::stdin().read_to_end(&mut bytes) {
+            Ok(_) => Ok(bytes),
+            Err(error) => {
+                Err(Error::new(ErrorKind::Io, "cannot read standard input").because(error))
+            }
+        };
     }
-    std::fs::read_to_string(path).map_err(|error| {
+    std::fs::read(path).map_err(|error| {
         Error::new(ErrorKind::Usage, format!("cannot read {shown}")).because(error)
     })
 }

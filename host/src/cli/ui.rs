@@ -139,6 +139,11 @@ impl Ui {
     }
 }
 
+/// Whether standard output is a terminal, where bytes that are no text do harm.
+pub(super) fn shows_data() -> bool {
+    std::io::stdout().is_terminal()
+}
+
 /// Whether standard error is a terminal that progress can be drawn on.
 pub(super) fn draws_progress() -> bool {
     std::io::stderr().is_terminal()

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, ErrorKind, Expected, Health, Listed, Storage, Version,
+    BackendError, BatchMode, Call, Capabilities, Change, Entry, ErrorKind, Expected, Health,
+    Listed, Storage, Version, Write, batch,
 };
 
 use crate::metrics::{Figures, Histogram, OperationFigures, StorageFigures};
@@ -86,7 +87,7 @@ impl OperationCounters {
 pub struct StorageCounters {
     /// Reads.
     pub get: OperationCounters,
-    /// Writes.
+    /// Writes. A batch is one of them.
     pub put: OperationCounters,
     /// Deletes.
     pub delete: OperationCounters,
@@ -194,6 +195,27 @@ impl Storage for Measured {
         limit: usize,
     ) -> Result<Vec<Listed>, BackendError> {
         self.counters.list.observe(|| self.inner.list(call, prefix, after, limit), |_| 0)
+    }
+
+    fn apply(
+        &self,
+        call: &Call,
+        changes: &[Change<'_>],
+        mode: BatchMode,
+    ) -> Result<batch::Results, BackendError> {
+        if !self.inner.supports_batch() {
+            return batch::one_by_one(self, call, changes, mode);
+        }
+        let bytes = |change: &Change<'_>| match change.write {
+            Write::Put(value) => value.len(),
+            Write::Delete => 0,
+        };
+        let written = changes.iter().map(bytes).sum();
+        self.counters.put.observe(|| self.inner.apply(call, changes, mode), |_| written)
+    }
+
+    fn supports_batch(&self) -> bool {
+        self.inner.supports_batch()
     }
 
     fn health(&self, call: &Call) -> Result<Health, BackendError> {

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, ErrorKind, Expected, Health, Listed, Storage, Version,
+    BackendError, BatchMode, Call, Capabilities, Change, Changed, Entry, ErrorKind, Expected,
+    Health, Listed, Storage, Version, Write, batch,
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
@@ -82,13 +83,12 @@ enum Outcome {
 }
 
 impl Retry {
-    fn read_back(
-        &self,
-        call: &Call,
-        key: &str,
-        wanted: Option<&[u8]>,
-        expected: &Expected,
-    ) -> Result<Outcome, BackendError> {
+    fn read_back(&self, call: &Call, change: &Change<'_>) -> Result<Outcome, BackendError> {
+        let Change { key, expected, .. } = change;
+        let wanted = match change.write {
+            Write::Put(value) => Some(value),
+            Write::Delete => None,
+        };
         let stored = repeat(call, || self.inner.get(call, key))?;
         let current = stored.as_ref().map(|entry| entry.version);
         let as_wanted = stored.as_ref().map(|entry| entry.value.as_slice()) == wanted;
@@ -101,22 +101,21 @@ impl Retry {
         })
     }
 
-    /// Runs a write, reading back whenever its outcome is unknown. `wanted` is what it stores,
-    /// `None` for a delete; `happened` makes the result of a write that is found to have happened,
-    /// from the version that is there.
+    /// Makes a change, reading back whenever its outcome is unknown; `happened` makes the result of
+    /// one that is found to have happened, from the version that is there. `earlier` is the error of
+    /// an attempt that was made already.
     fn write<T>(
         &self,
         call: &Call,
-        key: &str,
-        wanted: Option<&[u8]>,
-        expected: &Expected,
+        change: &Change<'_>,
+        mut earlier: Option<BackendError>,
         attempt: impl Fn() -> Result<T, BackendError>,
         happened: impl Fn(Option<Version>, BackendError) -> Result<T, BackendError>,
     ) -> Result<T, BackendError> {
         let mut attempts = Attempts::new(call);
         let mut in_doubt: Option<BackendError> = None;
         loop {
-            let error = match attempt() {
+            let error = match earlier.take().map_or_else(&attempt, Err) {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
@@ -130,7 +129,7 @@ impl Retry {
                 // An earlier attempt may have happened although this one did not.
                 return Err(in_doubt.unwrap_or(error));
             }
-            match self.read_back(call, key, wanted, expected) {
+            match self.read_back(call, change) {
                 Ok(Outcome::Happened(version)) => {
                     return happened(version, in_doubt.unwrap_or(error));
                 }
@@ -140,6 +139,61 @@ impl Retry {
                 Ok(Outcome::NotYet | Outcome::Unknown) | Err(_) => {
                     return Err(in_doubt.unwrap_or(error));
                 }
+            }
+        }
+    }
+}
+
+impl Retry {
+    fn put_after(
+        &self,
+        call: &Call,
+        change: &Change<'_>,
+        value: &[u8],
+        earlier: Option<BackendError>,
+    ) -> Result<Version, BackendError> {
+        let put = |expected: &Expected| self.inner.put(call, change.key, value, expected);
+        self.write(
+            call,
+            change,
+            earlier,
+            || put(&change.expected),
+            |version, unknown| {
+                let Some(version) = version else { return Err(unknown) };
+                match put(&Expected::Version(version)) {
+                    Ok(confirmed) => Ok(confirmed),
+                    // Somebody has built on it already.
+                    Err(error) if error.kind() == ErrorKind::Conflict => Ok(version),
+                    Err(_) => Err(unknown),
+                }
+            },
+        )
+    }
+
+    fn delete_after(
+        &self,
+        call: &Call,
+        change: &Change<'_>,
+        earlier: Option<BackendError>,
+    ) -> Result<bool, BackendError> {
+        let attempt = || self.inner.delete(call, change.key, &change.expected);
+        // There is nothing left to confirm it with. A deleted record that a power loss brings back
+        // is deleted again by whoever cleans up next.
+        self.write(call, change, earlier, attempt, |_, _| Ok(true))
+    }
+
+    /// What becomes of a change of a batch that failed with this error.
+    fn settle(
+        &self,
+        call: &Call,
+        change: &Change<'_>,
+        error: BackendError,
+    ) -> Result<Changed, BackendError> {
+        match change.write {
+            Write::Put(value) => self.put_after(call, change, value, Some(error)).map(Changed::Put),
+            Write::Delete => {
+                let deleted = self.delete_after(call, change, Some(error))?;
+                Ok(if deleted { Changed::Deleted } else { Changed::Absent })
             }
         }
     }
@@ -161,23 +215,46 @@ impl Storage for Retry {
         value: &[u8],
         expected: &Expected,
     ) -> Result<Version, BackendError> {
-        let attempt = || self.inner.put(call, key, value, expected);
-        self.write(call, key, Some(value), expected, attempt, |version, unknown| {
-            let Some(version) = version else { return Err(unknown) };
-            match self.inner.put(call, key, value, &Expected::Version(version)) {
-                Ok(confirmed) => Ok(confirmed),
-                // Somebody has built on it already.
-                Err(error) if error.kind() == ErrorKind::Conflict => Ok(version),
-                Err(_) => Err(unknown),
-            }
-        })
+        self.put_after(call, &Change::put(key, value, *expected), value, None)
     }
 
     fn delete(&self, call: &Call, key: &str, expected: &Expected) -> Result<bool, BackendError> {
-        let attempt = || self.inner.delete(call, key, expected);
-        // There is nothing left to confirm it with. A deleted record that a power loss brings back
-        // is deleted again by whoever cleans up next.
-        self.write(call, key, None, expected, attempt, |_, _| Ok(true))
+        self.delete_after(call, &Change::delete(key, *expected), None)
+    }
+
+    fn apply(
+        &self,
+        call: &Call,
+        changes: &[Change<'_>],
+        mode: BatchMode,
+    ) -> Result<batch::Results, BackendError> {
+        if !self.inner.supports_batch() {
+            return batch::one_by_one(self, call, changes, mode);
+        }
+        let applied = repeat(call, || self.inner.apply(call, changes, mode));
+        // All or none cannot be told from what is stored, since others may have written since.
+        if mode == BatchMode::Atomic {
+            return applied;
+        }
+        let results = match applied {
+            Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {
+                vec![Err(error); changes.len()]
+            }
+            applied => applied?,
+        };
+        let settled = results.into_iter().zip(changes).map(|(result, change)| match result {
+            Err(error)
+                if error.kind() == ErrorKind::OutcomeUnknown || error.kind().is_retryable() =>
+            {
+                self.settle(call, change, error)
+            }
+            result => result,
+        });
+        Ok(settled.collect())
+    }
+
+    fn supports_batch(&self) -> bool {
+        self.inner.supports_batch()
     }
 
     fn list(
@@ -297,6 +374,35 @@ mod tests {
             Ok(Vec::new())
         }
 
+        /// The whole batch fails as scripted.
+        fn apply(
+            &self,
+            _: &Call,
+            changes: &[Change<'_>],
+            _: BatchMode,
+        ) -> Result<batch::Results, BackendError> {
+            let fault = self.script.lock().unwrap().pop();
+            let make = |change: &Change<'_>| match change.write {
+                Write::Put(value) => {
+                    self.store(change.key, value, &change.expected).map(Changed::Put)
+                }
+                Write::Delete => Ok(Changed::Absent),
+            };
+            match fault {
+                None => Ok(changes.iter().map(make).collect()),
+                Some(Fault::Unavailable) => Err(BackendError::unavailable("down")),
+                Some(Fault::WrittenThenUnknown) => {
+                    changes[..1].iter().for_each(|change| drop(make(change)));
+                    Err(BackendError::outcome_unknown("lost after the first change"))
+                }
+                Some(_) => Err(BackendError::outcome_unknown("lost")),
+            }
+        }
+
+        fn supports_batch(&self) -> bool {
+            true
+        }
+
         fn health(&self, _: &Call) -> Result<Health, BackendError> {
             Ok(Health::default())
         }
@@ -352,6 +458,40 @@ mod tests {
         let (store, inner) = Scripted::failing(&[Fault::OvertakenUnknown]);
         assert_eq!(put(&store, Expected::Absent).unwrap_err().kind(), ErrorKind::OutcomeUnknown);
         assert_eq!(inner.entries.lock().unwrap()["k"].value, b"theirs");
+    }
+
+    fn apply(store: &Retry, changes: &[Change<'_>], mode: BatchMode) -> batch::Results {
+        store.apply(&Call::within(Duration::from_secs(5)), changes, mode).unwrap()
+    }
+
+    #[test]
+    fn a_batch_of_unknown_outcome_is_settled_change_by_change() {
+        let (store, inner) = Scripted::failing(&[Fault::Unavailable, Fault::WrittenThenUnknown]);
+        let changes = [
+            Change::put("a", b"1", Expected::Absent),
+            Change::put("b", b"2", Expected::Absent),
+            Change::put("c", b"3", Expected::Any),
+        ];
+        let results = apply(&store, &changes, BatchMode::Independent);
+        // The first had happened and is confirmed over itself, the second is made now. The third
+        // may have happened and been overwritten, so it is not made again.
+        assert_eq!(results[0], Ok(Changed::Put(Version::from(2))));
+        assert_eq!(results[1], Ok(Changed::Put(Version::from(3))));
+        assert_eq!(results[2].as_ref().unwrap_err().kind(), ErrorKind::OutcomeUnknown);
+        let entries = inner.entries.lock().unwrap();
+        assert_eq!((entries["a"].value.as_slice(), entries["b"].value.as_slice()), {
+            (&b"1"[..], &b"2"[..])
+        });
+        assert!(!entries.contains_key("c"));
+    }
+
+    #[test]
+    fn an_atomic_batch_of_unknown_outcome_stays_unknown() {
+        let (store, _) = Scripted::failing(&[Fault::UnwrittenUnknown]);
+        let changes = [Change::put("a", b"1", Expected::Absent)];
+        let call = Call::within(Duration::from_secs(5));
+        let error = store.apply(&call, &changes, BatchMode::Atomic).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
     }
 
     #[test]

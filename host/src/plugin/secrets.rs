@@ -7,7 +7,8 @@
 use std::sync::Arc;
 
 use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, Expected, Health, Listed, Storage, Version,
+    BackendError, BatchMode, Call, Capabilities, Change, Entry, Expected, Health, Listed, Storage,
+    Version, batch,
 };
 use serde_json::{Map, Value};
 
@@ -111,6 +112,20 @@ impl Storage for Discreet {
         limit: usize,
     ) -> Result<Vec<Listed>, BackendError> {
         self.told(self.inner.list(call, prefix, after, limit))
+    }
+
+    fn apply(
+        &self,
+        call: &Call,
+        changes: &[Change<'_>],
+        mode: BatchMode,
+    ) -> Result<batch::Results, BackendError> {
+        let results = self.told(self.inner.apply(call, changes, mode))?;
+        Ok(results.into_iter().map(|result| self.told(result)).collect())
+    }
+
+    fn supports_batch(&self) -> bool {
+        self.inner.supports_batch()
     }
 
     fn health(&self, call: &Call) -> Result<Health, BackendError> {

@@ -11,10 +11,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::{
-    AbiCall, AbiHealth, AbiHost, AbiListed, AbiOpened, AbiReply, AbiSlice, AbiVersion,
-    BackendTable, UNKNOWN, status,
+    AbiCall, AbiChange, AbiHealth, AbiHost, AbiListed, AbiOpened, AbiReply, AbiResults, AbiSlice,
+    AbiVersion, BATCH_EXTENSION, BackendTable, BatchTable, UNKNOWN, status,
 };
 use crate::backend::Description;
+use crate::batch::{self, BatchMode, Change, Changed, Write};
 use crate::call::Call;
 use crate::capabilities::Capabilities;
 use crate::error::{BackendError, ErrorKind};
@@ -25,6 +26,7 @@ use crate::value::{Expected, Listed, Version, check_key};
 /// An opened backend behind a plugin's table. Dropping it closes the backend.
 pub struct AbiConnection {
     table: &'static BackendTable,
+    batch: Option<&'static BatchTable>,
     handle: *mut c_void,
     capabilities: Capabilities,
 }
@@ -33,6 +35,19 @@ pub struct AbiConnection {
 unsafe impl Send for AbiConnection {}
 // SAFETY: as above.
 unsafe impl Sync for AbiConnection {}
+
+/// The extension `oxiflow.batch/1` of a plugin, if it has it.
+///
+/// # Safety
+/// As [`describe`].
+#[must_use]
+pub unsafe fn batch_extension(table: &'static BackendTable) -> Option<&'static BatchTable> {
+    // SAFETY: the id lives through the call.
+    let extension = unsafe { (table.get_extension)(AbiSlice::new(BATCH_EXTENSION.as_bytes())) };
+    // SAFETY: a plugin that knows the id returns its frozen table, which stays as the plugin does.
+    let extension = unsafe { extension.cast::<BatchTable>().as_ref() }?;
+    (extension.struct_size as usize == size_of::<BatchTable>()).then_some(extension)
+}
 
 /// Asks a plugin what it is.
 ///
@@ -96,7 +111,9 @@ impl AbiConnection {
         }
         // An opened store promises at most what its plugin does.
         let capabilities = Capabilities::from_bits(opened.capabilities & table.capabilities);
-        Ok(Self { table, handle: opened.handle, capabilities })
+        // SAFETY: the caller vouches for the table.
+        let batch = unsafe { batch_extension(table) };
+        Ok(Self { table, batch, handle: opened.handle, capabilities })
     }
 }
 
@@ -225,6 +242,56 @@ impl Storage for AbiConnection {
         }
     }
 
+    fn apply(
+        &self,
+        call: &Call,
+        changes: &[Change<'_>],
+        mode: BatchMode,
+    ) -> Result<batch::Results, BackendError> {
+        let Some(table) = self.batch else {
+            return batch::one_by_one(self, call, changes, mode);
+        };
+        let call = AbiCall::try_from(call)?;
+        let raw = changes.iter().map(AbiChange::try_from).collect::<Result<Vec<_>, _>>()?;
+        let mut answer = Answer::default();
+        let reply = answer.reply();
+        let mut collected: Vec<Option<ChangeResult>> = vec![None; changes.len()];
+        let results = AbiResults {
+            struct_size: size_of::<AbiResults>() as u32,
+            reserved: 0,
+            context: std::ptr::from_mut(&mut collected).cast(),
+            result: take_result,
+        };
+        // SAFETY: the handle is open and all pointers live through the call.
+        let code = unsafe {
+            (table.apply)(
+                self.handle,
+                &raw const call,
+                raw.as_ptr(),
+                raw.len() as u64,
+                u32::from(mode == BatchMode::Atomic),
+                &raw const results,
+                &raw const reply,
+            )
+        };
+        if code != status::OK {
+            let culprit = collected.into_iter().enumerate().find_map(|(index, result)| {
+                result.map(|result| (index, result.version)).filter(|_| mode == BatchMode::Atomic)
+            });
+            let error = answer.into_error(code, culprit.as_ref().and_then(|(_, current)| *current));
+            return Err(match culprit {
+                Some((index, _)) => error.of_change(index),
+                None => error,
+            });
+        }
+        let results = changes.iter().zip(collected);
+        Ok(results.map(|(change, result)| change_result(change, result)).collect())
+    }
+
+    fn supports_batch(&self) -> bool {
+        self.batch.is_some()
+    }
+
     fn health(&self, call: &Call) -> Result<Health, BackendError> {
         let call = AbiCall::try_from(call)?;
         let mut answer = Answer::default();
@@ -263,6 +330,56 @@ impl TryFrom<&Call> for AbiCall {
             .map_or(0, |left| u64::try_from(left.as_nanos()).unwrap_or(u64::MAX).max(1));
         let struct_size = size_of::<Self>() as u32;
         Ok(Self { struct_size, reserved: 0, timeout_ns, trace_id: *call.trace_id() })
+    }
+}
+
+impl TryFrom<&Change<'_>> for AbiChange {
+    type Error = BackendError;
+
+    /// Fails when the key is none. The result borrows what the change borrows.
+    fn try_from(change: &Change<'_>) -> Result<Self, BackendError> {
+        check_key(change.key)?;
+        let (kind, value) = match change.write {
+            Write::Put(value) => (0, value),
+            Write::Delete => (1, &[][..]),
+        };
+        Ok(Self {
+            struct_size: size_of::<Self>() as u32,
+            kind,
+            key: AbiSlice::new(change.key.as_bytes()),
+            value: AbiSlice::new(value),
+            expected: (&change.expected).into(),
+        })
+    }
+}
+
+/// What a plugin said of one change.
+#[derive(Clone)]
+struct ChangeResult {
+    status: i32,
+    version: Option<Version>,
+    message: Option<String>,
+}
+
+/// What became of a change. A change that the plugin says nothing of, or not enough, may have
+/// been made.
+fn change_result(
+    change: &Change<'_>,
+    result: Option<ChangeResult>,
+) -> Result<Changed, BackendError> {
+    let unknown = |what: &str| {
+        let message = format!("the backend {what} for a change in a batch");
+        Err(BackendError::outcome_unknown(message))
+    };
+    let Some(ChangeResult { status, version, message }) = result else {
+        return unknown("gave no result");
+    };
+    match (status, change.write, version) {
+        (status::OK, Write::Put(_), Some(version)) => Ok(Changed::Put(version)),
+        (status::OK, Write::Put(_), None) => unknown("returned ok without a version"),
+        (status::OK, Write::Delete, _) => Ok(Changed::Deleted),
+        (status::NOT_FOUND, Write::Delete, _) => Ok(Changed::Absent),
+        (status, _, version) => Err(status::to_error(status, message, version)),
     }
 }
 
@@ -335,6 +452,26 @@ unsafe extern "C" fn take_row(context: *mut c_void, row: *const AbiListed) -> i3
         _ => answer.broken_row = true,
     }
     i32::from(answer.rows.len() >= answer.limit || answer.broken_row)
+}
+
+unsafe extern "C" fn take_result(
+    context: *mut c_void,
+    index: u64,
+    status: i32,
+    version: *const AbiVersion,
+    message: AbiSlice,
+) {
+    // SAFETY: `context` is the results of the call under way, which the plugin fills in from one
+    // thread; the rest is valid during this callback.
+    let (results, version, message) = unsafe {
+        (&mut *context.cast::<Vec<Option<ChangeResult>>>(), version.as_ref(), message.bytes())
+    };
+    let Some(place) = usize::try_from(index).ok().and_then(|index| results.get_mut(index)) else {
+        return;
+    };
+    let message = (!message.is_empty()).then(|| String::from_utf8_lossy(message).into_owned());
+    *place =
+        Some(ChangeResult { status, version: version.and_then(AbiVersion::to_version), message });
 }
 
 unsafe extern "C" fn forward_log(

@@ -1,4 +1,4 @@
-//! The conformance suite: checks that an opened backend keeps the clauses C1 to C14.
+//! The conformance suite: checks that an opened backend keeps the clauses C1 to C15.
 //!
 //! It sees a backend only as a [`Storage`], so the same suite runs over a [`Backend`] under
 //! development, over a plugin behind its table, and over whatever a host stacks on top. A wrong
@@ -38,6 +38,7 @@
 //!
 //! [`Backend`]: crate::Backend
 
+mod batch;
 mod context;
 mod deadlines;
 mod durability;
@@ -143,7 +144,7 @@ impl Settings {
 /// One test of one clause. Several may share a number.
 #[derive(Clone, Copy, Debug)]
 pub struct Clause {
-    /// The number of the clause of the contract, 1 to 14.
+    /// The number of the clause of the contract, 1 to 15.
     pub number: u8,
     /// What is tested, as a sentence.
     pub name: &'static str,
@@ -167,6 +168,7 @@ const GROUPS: &[&[Clause]] = &[
     open::CLAUSES,
     deadlines::CLAUSES,
     misuse::CLAUSES,
+    batch::CLAUSES,
 ];
 
 /// All tests, in order of their clauses.
@@ -211,7 +213,7 @@ mod tests {
     fn every_clause_has_a_test_and_the_names_are_unique() {
         let numbers: std::collections::BTreeSet<u8> =
             clauses().map(|clause| clause.number).collect();
-        assert!(numbers.into_iter().eq(1..=14));
+        assert!(numbers.into_iter().eq(1..=15));
         let mut names: Vec<&str> = clauses().map(|clause| clause.name).collect();
         names.sort_unstable();
         assert!(names.windows(2).all(|pair| pair[0] != pair[1]));

@@ -6,6 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test reports what fails by panicking")]
 
+mod batch;
 mod disk;
 mod shelf;
 
@@ -16,6 +17,7 @@ use oxiflow_plugin_api::conformance::{
     Report, Settings, Subject, run_all, run_worker_from_environment,
 };
 
+use batch::Batching;
 use disk::Disk;
 use shelf::{Bug, Shelf};
 
@@ -62,17 +64,17 @@ fn conformance_worker() {
 fn a_correct_store_in_memory_passes() {
     let report = run(&Shelf::new(Bug::None));
     assert!(report.is_conforming(), "{report}");
-    // Nothing can be killed in memory, and nothing else is skipped.
-    let skipped: Vec<u8> = report.skips().map(|(outcome, _)| outcome.number).collect();
-    assert_eq!(skipped, [1, 2, 6], "{report}");
+    // Nothing can be killed in memory, and it has no batches.
+    let skipped: BTreeSet<u8> = report.skips().map(|(outcome, _)| outcome.number).collect();
+    assert!(skipped.into_iter().eq([1, 2, 6, 15]), "{report}");
 }
 
 #[test]
-fn a_correct_store_on_disk_passes_and_nothing_but_its_options_is_skipped() {
+fn a_correct_store_on_disk_passes_and_only_options_and_batches_are_skipped() {
     let report = run(&Disk::new(disk::Bug::None));
     assert!(report.is_conforming(), "{report}");
-    let skipped: Vec<u8> = report.skips().map(|(outcome, _)| outcome.number).collect();
-    assert_eq!(skipped, [12], "{report}");
+    let skipped: BTreeSet<u8> = report.skips().map(|(outcome, _)| outcome.number).collect();
+    assert!(skipped.into_iter().eq([12, 15]), "{report}");
 }
 
 #[test]
@@ -262,4 +264,20 @@ fn c14_a_panic_is_seen() {
 #[test]
 fn c14_a_handle_that_closes_the_others_is_seen() {
     shelf_fails(Bug::ClosesAllHandles, &[14]);
+}
+
+#[test]
+fn correct_batches_pass() {
+    let report = run(&Batching::new(batch::Bug::None));
+    assert!(report.is_conforming(), "{report}");
+    assert!(report.skips().all(|(outcome, _)| outcome.number != 15), "{report}");
+}
+
+#[test]
+fn c15_batches_that_are_wrong_are_seen() {
+    for bug in batch::Bug::ALL {
+        let report = run(&Batching::new(*bug));
+        let failed: BTreeSet<u8> = report.failures().map(|outcome| outcome.number).collect();
+        assert!(failed.into_iter().eq([15]), "{bug:?}\n{report}");
+    }
 }

@@ -6,4 +6,4 @@
 mod backend;
 mod config;
 
-oxiflow_plugin_api::export_backend!(backend::MemoryBackend);
+oxiflow_plugin_api::export_backend!(backend::MemoryBackend, batch);

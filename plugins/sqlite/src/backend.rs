@@ -7,8 +7,9 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use oxiflow_plugin_api::{
-    Backend, BackendConfig, BackendError, Call, Capabilities, Description, ErrorKind, Expected,
-    Health, Host, ListSink, Listed, Lookup, Package, ValueSink, Version,
+    Backend, BackendConfig, BackendError, BatchBackend, BatchMode, Call, Capabilities, Change,
+    Changed, Description, ErrorKind, Expected, Health, Host, ListSink, Listed, Lookup, Package,
+    ValueSink, Version, Write, batch,
 };
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehavior, params};
@@ -77,13 +78,11 @@ impl SqliteBackend {
         self.readers.with(&self.database, until, |session| work(session))
     }
 
-    /// Runs a transaction with the only session that writes, if `expected` holds.
+    /// Runs a transaction with the only session that writes.
     fn write<T>(
         &self,
         call: &Call,
-        key: &str,
-        expected: &Expected,
-        work: impl FnOnce(&Transaction<'_>, bool) -> rusqlite::Result<T>,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, BackendError>,
     ) -> Result<T, BackendError> {
         call.check()?;
         self.database.check()?;
@@ -96,14 +95,62 @@ impl SqliteBackend {
             let begun = session.connection().transaction_with_behavior(behavior);
             queue.leave();
             let transaction = begun.map_err(about)?;
-            let current = current(&transaction, key).map_err(about)?;
-            expected.check(current.as_ref())?;
-            let done = work(&transaction, current.is_some()).map_err(about)?;
+            let done = work(&transaction)?;
             call.check()?;
             transaction.commit().map_err(|error| commit_failed(self.path(), &error))?;
             self.shorten_log(session, until);
             Ok(done)
         })
+    }
+
+    /// Makes a change within a transaction, if what it expects holds.
+    fn change(
+        &self,
+        transaction: &Transaction<'_>,
+        change: &Change<'_>,
+    ) -> Result<Changed, Refused> {
+        let key = change.key.as_bytes();
+        if let Write::Put(value) = change.write {
+            self.check_size(value).map_err(Refused::Change)?;
+        }
+        let current = current(transaction, change.key)?;
+        change.expected.check(current.as_ref()).map_err(Refused::Change)?;
+        Ok(match change.write {
+            Write::Put(value) => {
+                let version = new_version().map_err(Refused::Change)?;
+                let mut statement = transaction.prepare_cached(PUT)?;
+                statement.execute(params![key, version.as_bytes(), now(), value])?;
+                Changed::Put(version)
+            }
+            Write::Delete if current.is_some() => {
+                transaction.prepare_cached(DELETE)?.execute([key])?;
+                Changed::Deleted
+            }
+            Write::Delete => Changed::Absent,
+        })
+    }
+
+    /// Makes one change in a transaction of its own.
+    fn change_alone(&self, call: &Call, change: &Change<'_>) -> Result<Changed, BackendError> {
+        self.write(call, |transaction| {
+            self.change(transaction, change).map_err(|refused| self.refusal(refused))
+        })
+    }
+
+    fn refusal(&self, refused: Refused) -> BackendError {
+        match refused {
+            Refused::Change(error) => error,
+            Refused::Database(error) => self.failed("write to", &error),
+        }
+    }
+
+    fn check_size(&self, value: &[u8]) -> Result<(), BackendError> {
+        let (size, limit) = (value.len(), self.max_value_bytes);
+        if size as u64 <= limit {
+            return Ok(());
+        }
+        let message = format!("the value has {size} bytes; `max_value_bytes` is {limit}");
+        Err(BackendError::new(ErrorKind::TooLarge, message))
     }
 
     /// Makes a log start again that readers, each beginning before the last one ended, have kept
@@ -175,26 +222,16 @@ impl Backend for SqliteBackend {
         value: &[u8],
         expected: &Expected,
     ) -> Result<Version, BackendError> {
-        if value.len() as u64 > self.max_value_bytes {
-            let (size, limit) = (value.len(), self.max_value_bytes);
-            let message = format!("the value has {size} bytes; `max_value_bytes` is {limit}");
-            return Err(BackendError::new(ErrorKind::TooLarge, message));
+        self.check_size(value)?;
+        match self.change_alone(call, &Change::put(key, value, *expected))? {
+            Changed::Put(version) => Ok(version),
+            Changed::Deleted | Changed::Absent => Err(BackendError::internal("a put deleted")),
         }
-        let version = new_version()?;
-        self.write(call, key, expected, |transaction, _| {
-            let mut statement = transaction.prepare_cached(PUT)?;
-            statement.execute(params![key.as_bytes(), version.as_bytes(), now(), value])
-        })?;
-        Ok(version)
     }
 
     fn delete(&self, call: &Call, key: &str, expected: &Expected) -> Result<bool, BackendError> {
-        self.write(call, key, expected, |transaction, exists| {
-            if exists {
-                transaction.prepare_cached(DELETE)?.execute([key.as_bytes()])?;
-            }
-            Ok(exists)
-        })
+        let changed = self.change_alone(call, &Change::delete(key, *expected))?;
+        Ok(changed == Changed::Deleted)
     }
 
     fn list(
@@ -246,6 +283,45 @@ impl Backend for SqliteBackend {
                 server_version: Some(format!("SQLite {}", rusqlite::version())),
             })
         })
+    }
+}
+
+impl BatchBackend for SqliteBackend {
+    /// One transaction, and with it one sync, for all changes.
+    fn apply(
+        &self,
+        call: &Call,
+        changes: &[Change<'_>],
+        mode: BatchMode,
+    ) -> Result<batch::Results, BackendError> {
+        self.write(call, |transaction| {
+            let mut results = Vec::with_capacity(changes.len());
+            for (index, change) in changes.iter().enumerate() {
+                call.check()?;
+                results.push(match self.change(transaction, change) {
+                    Ok(changed) => Ok(changed),
+                    Err(Refused::Change(error)) if mode == BatchMode::Independent => Err(error),
+                    // What was made of the batch goes with the transaction.
+                    Err(Refused::Change(error)) => return Err(error.of_change(index)),
+                    Err(Refused::Database(error)) => return Err(self.failed("write to", &error)),
+                });
+            }
+            Ok(results)
+        })
+    }
+}
+
+/// Why a change was not made.
+enum Refused {
+    /// The change itself: the transaction can go on without it.
+    Change(BackendError),
+    /// The database: the transaction is lost.
+    Database(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Refused {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error)
     }
 }
 

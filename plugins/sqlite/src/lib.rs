@@ -37,4 +37,4 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-oxiflow_plugin_api::export_backend!(backend::SqliteBackend);
+oxiflow_plugin_api::export_backend!(backend::SqliteBackend, batch);

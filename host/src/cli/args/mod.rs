@@ -10,9 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::model::PipelineName;
 
 pub(super) use state::{
-    BackupArgs, BenchmarkArgs, CleanupArgs, DeleteArgs, ExportFormat, LockArgs, PushArgs,
-    RekeyArgs, RepairArgs, RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateArgs,
-    ValidateBackupArgs,
+    BackupArgs, BenchmarkArgs, CleanupArgs, DeleteArgs, LockArgs, PushArgs, RekeyArgs, RepairArgs,
+    RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateArgs, ValidateBackupArgs,
 };
 
 /// Durable state for data pipelines: checkpoints, leases, recovery.
