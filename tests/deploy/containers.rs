@@ -32,6 +32,12 @@ fn terminate(pid: u32) {
     assert!(sent.expect("kill starts").success());
 }
 
+/// Waits for the end, in vain when it does not listen: the test fails then, and does not hang.
+#[track_caller]
+fn expect_end(mut running: Running, code: i32) {
+    assert_eq!(wait_for("its end", || running.ended()), code);
+}
+
 fn contained(project: &Project, arguments: &[&str]) -> Running {
     let mut command = project.command_under(CONTAINER, arguments);
     command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
@@ -67,7 +73,7 @@ fn a_run_that_is_process_1_checkpoints_and_releases_at_sigterm() {
     let running = contained(&project, &["run"]);
     ready(&project);
     terminate(first_process(&running));
-    running.finish().expect(1);
+    expect_end(running, 1);
     let state = project.state("p").expect("a state");
     assert_eq!(
         (&state["status"], &state["last_processed_id"]),
@@ -88,7 +94,7 @@ fn a_step_that_ignores_sigterm_is_killed_after_the_time_that_is_set_also_under_p
     ready(&project);
     let began = Instant::now();
     terminate(first_process(&running));
-    running.finish().expect(1);
+    expect_end(running, 1);
     // Ten seconds is what a step has otherwise.
     assert!(began.elapsed() < Duration::from_secs(9), "took {:?}", began.elapsed());
     assert!(began.elapsed() >= Duration::from_millis(300), "took {:?}", began.elapsed());
@@ -109,7 +115,7 @@ fn a_server_that_is_process_1_ends_at_sigterm() {
     let project = Project::steady("pipeline: [{name: a, run: 'true'}]");
     let served = Served::start_under(&project, CONTAINER);
     terminate(first_process(&served.running));
-    served.running.finish().expect(0);
+    expect_end(served.running, 0);
 }
 
 /// A container that was restarted: the kernel may give its namespace the number of the one before,
@@ -133,7 +139,7 @@ fn a_worker_of_another_container_is_never_taken_for_alive_and_is_taken_over() {
     ready(&project);
     assert_eq!(worker(&project)["lease"]["epoch"], 2);
     terminate(first_process(&second));
-    second.finish().expect(1);
+    expect_end(second, 1);
 }
 
 /// As under `ProtectProc=invisible`: this user sees none of the others' processes.
@@ -158,5 +164,5 @@ fn a_worker_whose_process_is_hidden_is_unknown_and_not_dead() {
     assert_eq!(worker(&project)["process"], "alive");
     running.signal("-CONT");
     running.signal("-TERM");
-    running.finish().expect(1);
+    expect_end(running, 1);
 }
