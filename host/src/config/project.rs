@@ -76,6 +76,22 @@ impl Settings {
 pub struct PluginsSection {
     /// Folders to search before all others, absolute, in order.
     pub path: Vec<PathBuf>,
+    /// What must be known of a plugin before it is loaded, beside what the machine asks for.
+    pub trust: PluginTrust,
+    /// Minisign public keys of those whose signatures are taken.
+    pub trusted_keys: Vec<String>,
+}
+
+/// What must be known of a plugin before it is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PluginTrust {
+    /// That nobody but root or the user can have put it there.
+    #[default]
+    Any,
+    /// Also that its digest is in `plugins.lock`.
+    Pinned,
+    /// Also that a trusted key signed it.
+    Signed,
 }
 
 /// A project that was found.
@@ -224,7 +240,7 @@ fn read_settings(shown: &Path, node: &Node, project_dir: &Path) -> Result<Settin
 }
 
 fn read_plugins(shown: &Path, node: &Node) -> Result<PluginsSection, ConfigError> {
-    let plugins = Section::open(shown, "`plugins`", node, &["path"])?;
+    let plugins = Section::open(shown, "`plugins`", node, &["path", "trust", "trusted_keys"])?;
     let path = plugins.nonempty_texts("path")?;
     // A checkout of somebody else's project must not choose the code that looks at its state.
     if let Some(relative) = path.iter().find(|path| !Path::new(path).is_absolute()) {
@@ -236,7 +252,19 @@ fn read_plugins(shown: &Path, node: &Node) -> Result<PluginsSection, ConfigError
         ));
     }
     let path = path.into_iter().map(|path| tidy(Path::new(path))).collect();
-    Ok(PluginsSection { path })
+    let trust = match plugins.text("trust")? {
+        None | Some("any") => PluginTrust::Any,
+        Some("pinned") => PluginTrust::Pinned,
+        Some("signed") => PluginTrust::Signed,
+        Some(other) => {
+            let at = plugins.get("trust").map_or(node.at, |node| node.at);
+            let message = format!("`{}` is no policy for plugins", other.escape_debug());
+            return Err(plugins.error(at, message).with_hint("write `any`, `pinned` or `signed`"));
+        }
+    };
+    let trusted_keys = plugins.nonempty_texts("trusted_keys")?;
+    let trusted_keys = trusted_keys.into_iter().map(str::to_owned).collect();
+    Ok(PluginsSection { path, trust, trusted_keys })
 }
 
 fn within(project_dir: &Path, path: &str) -> PathBuf {

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, ErrorKind as BackendErrorKind, Expected, Health,
-    Listed, Storage, Version,
+    BackendError, BatchMode, Call, Capabilities, Change, Changed, Entry,
+    ErrorKind as BackendErrorKind, Expected, Health, Listed, Storage, Version,
 };
 
 use super::cache::Cache;
@@ -181,19 +181,23 @@ impl Records {
         )
     }
 
-    /// Writes bytes that are a record of this key already.
+    /// Writes bytes that are records of these keys already, in as few calls as the storage needs for
+    /// it, and returns what became of each.
     ///
     /// # Errors
-    /// `Corrupt` when they are not; otherwise as the storage fails.
-    pub fn put_sealed(
+    /// `Corrupt` when one is none, and nothing is written then; otherwise as the storage fails.
+    pub fn put_sealed_all(
         &self,
         call: &Call,
-        key: &str,
-        record: &[u8],
-        expected: &Expected,
-    ) -> HostResult<Version> {
-        unseal(key, record)?;
-        Ok(self.storage.put(call, key, record, expected)?)
+        records: &[(String, Vec<u8>, Expected)],
+    ) -> HostResult<Vec<Result<(), BackendError>>> {
+        records.iter().try_for_each(|(key, record, _)| unseal(key, record).map(drop))?;
+        let changes: Vec<_> = records
+            .iter()
+            .map(|(key, record, expected)| Change::put(key, record, *expected))
+            .collect();
+        let results = self.storage.apply(call, &changes, BatchMode::Independent)?;
+        Ok(results.into_iter().map(|result| result.map(drop)).collect())
     }
 
     /// Looks at a record that may be damaged.
@@ -430,6 +434,19 @@ impl Records {
         expected: &Expected,
     ) -> Result<bool, BackendError> {
         self.metrics.logical.delete.observe(|| self.storage.delete(call, key, expected), |_| 0)
+    }
+
+    /// Deletes records, in as few calls as the storage needs for it, and says how many were there.
+    ///
+    /// # Errors
+    /// As the storage fails for the first that fails; others may be deleted all the same.
+    pub fn delete_all(&self, call: &Call, keys: &[String]) -> Result<usize, BackendError> {
+        let changes: Vec<_> = keys.iter().map(|key| Change::delete(key, Expected::Any)).collect();
+        let delete = || self.storage.apply(call, &changes, BatchMode::Independent);
+        let results = self.metrics.logical.delete.observe(delete, |_| 0)?;
+        results
+            .into_iter()
+            .try_fold(0, |deleted, result| Ok(deleted + usize::from(result? == Changed::Deleted)))
     }
 
     /// Lists up to `limit` keys that start with `prefix` and come after `after`.

@@ -1,7 +1,9 @@
 //! Which process a worker is, and whether that process still lives.
 //!
 //! A pid alone names nothing: numbers are reused, and two containers on one kernel have the same
-//! numbers for different processes. Boot id, pid namespace and start time make it unique.
+//! numbers for different processes. Boot id, pid namespace and start time make it unique. Machines
+//! that were cloned while they ran have even these in common, so the host name must agree too before
+//! a process is called dead.
 //!
 //! The name in a worker's id is for people. It is the host's, unless [`NAME_VARIABLE`] has a
 //! better one; nothing is guessed from where the process seems to run.
@@ -47,7 +49,7 @@ impl Liveness {
 pub fn person() -> String {
     let user = std::env::var("USER").ok().filter(|user| !user.is_empty());
     let user = user.unwrap_or_else(|| rustix::process::geteuid().as_raw().to_string());
-    format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
+    format!("{user}@{}", host_name())
 }
 
 /// This process as a lease holder, under a new worker id.
@@ -55,7 +57,7 @@ pub fn person() -> String {
 /// # Errors
 /// `Io` when /proc cannot be read, `Configuration` when [`NAME_VARIABLE`] holds no name.
 pub fn this_process() -> Result<Holder> {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = host_name();
     let name = given_name(std::env::var_os(NAME_VARIABLE).as_deref())?;
     let name = name.unwrap_or_else(|| host.clone());
     let pid = std::process::id();
@@ -96,7 +98,8 @@ fn given_name(value: Option<&OsStr>) -> Result<Option<String>> {
 pub fn liveness(holder: &Holder) -> Liveness {
     let same_kernel = boot_id().is_ok_and(|id| id == holder.boot_id);
     let same_namespace = pid_namespace().is_ok_and(|id| id == holder.pid_namespace);
-    if !(same_kernel && same_namespace) {
+    let same_name = host_name() == holder.host;
+    if !(same_kernel && same_namespace && same_name) {
         Liveness::Unknown
     } else if start_time(holder.pid) == Some(holder.pid_start_time) {
         Liveness::Alive
@@ -112,6 +115,10 @@ pub fn liveness(holder: &Holder) -> Liveness {
 /// a namespace is there as long as the namespace is.
 fn others_are_hidden() -> bool {
     !Path::new("/proc/1").exists()
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn boot_id() -> Result<String> {
@@ -158,6 +165,8 @@ mod tests {
         assert_eq!(liveness(&reused), Liveness::Dead);
         let elsewhere = Holder { boot_id: "another".into(), ..holder.clone() };
         assert_eq!(liveness(&elsewhere), Liveness::Unknown);
+        let clone = Holder { host: "another".into(), ..reused };
+        assert_eq!(liveness(&clone), Liveness::Unknown);
         let container = Holder { pid_namespace: "pid:[1]".into(), ..holder };
         assert_eq!(liveness(&container), Liveness::Unknown);
     }

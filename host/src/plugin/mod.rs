@@ -3,27 +3,47 @@
 //! [`discovery`] turns a name into candidate files, [`check`] decides whether a file may be loaded
 //! and copies exactly the bytes it checked, [`loader`] brings them into the process and verifies
 //! the ABI, [`options`] holds `backend_config` against the schema that the plugin describes.
-//! Nothing of a library runs before `check` has passed, since `dlopen` runs constructors.
+//! Nothing of a library runs before `check` has passed, since `dlopen` runs constructors. What
+//! must be known of the bytes is said by [`trust`]: policies, the pins of a [`lock`], a
+//! [`signature`], and the author's [`manifest`]. [`install`] puts
+//! libraries into a [`folder`] and pins them.
 
 mod check;
+mod digest;
 mod discovery;
+mod durable;
+mod folder;
+mod install;
 mod loader;
+mod lock;
 mod logging;
+mod manifest;
 mod options;
 mod secrets;
+mod signature;
+mod trust;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oxiflow_plugin_api::{BackendError, Capabilities, Description, Storage};
+use oxiflow_plugin_api::abi::AbiConnection;
+use oxiflow_plugin_api::{BackendError, Capabilities, Description, Host, Storage};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use crate::error::{Error, ErrorKind, Result};
 
+pub use check::{Candidate, CheckedLibrary, manifest_of, signature_of};
+pub use digest::Digest;
 pub use discovery::{Found, LIBRARY_PREFIX, LIBRARY_SUFFIX, SearchPath};
-pub use options::OptionProblem;
-pub use secrets::is_secret_option;
+pub use install::{Described, Installed, Place, install, remove, rollback};
+pub use lock::{LOCK_FILE, Lock, Pin, Previous};
+pub use manifest::{Manifest, this_libc, this_target};
+pub use options::{OptionProblem, problems as option_problems};
+pub use secrets::{is_secret_option, of as secrets_among};
+pub use signature::TrustedKey;
+pub use trust::{MACHINE_POLICY, POLICY_VARIABLE, Policy, Standing, Trust, TrustLevel};
 
 /// A loaded plugin. It stays loaded for the life of the process.
 pub struct Plugin {
@@ -33,29 +53,51 @@ pub struct Plugin {
 }
 
 impl Plugin {
-    /// Finds and loads the plugin of a backend.
+    /// Finds and loads the plugin of a backend, if these policies allow it.
     ///
     /// # Errors
     /// `Configuration` when there is none, naming every folder that was searched, or when the
     /// file found must not or cannot be loaded.
-    pub fn find(backend: &str, search: &SearchPath) -> Result<Self> {
+    pub fn find(backend: &str, search: &SearchPath, trust: &Trust) -> Result<Self> {
         let file = search.find(backend)?;
-        Self::load(&file)
+        Self::load_trusted(&file, trust)
     }
 
-    /// Loads the plugin in this file. One that is named as a plugin must be the backend of that
-    /// name, since it would be found under it.
+    /// Loads the plugin in this file, which the caller vouches for: no policy and no lock is
+    /// asked. One that is named as a plugin must be the backend of that name, since it would
+    /// be found under it; and a manifest beside it must tell the truth.
     ///
     /// # Errors
     /// `Configuration` naming the file, what is wrong with it and the remedy.
     pub fn load(file: &Path) -> Result<Self> {
-        let checked = check::open_checked(file)?;
+        Self::load_trusted(file, &Trust::default())
+    }
+
+    /// As [`load`](Self::load), if these policies allow it.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_trusted(file: &Path, trust: &Trust) -> Result<Self> {
+        Self::load_checked(Candidate::read(file)?.checked(trust)?)
+    }
+
+    /// Loads the library in `passed`, which another process of this program has checked as the
+    /// one in `file`; see [`CheckedLibrary::as_input`].
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_passed(file: &Path, passed: File) -> Result<Self> {
+        Self::load_checked(Candidate::passed(file, passed)?.checked(&Trust::default())?)
+    }
+
+    fn load_checked(checked: CheckedLibrary) -> Result<Self> {
+        let (file, manifest) = (checked.file.clone(), checked.manifest.clone());
         let library = loader::Library::load(checked)?;
         let description = library.describe().map_err(|error| {
             let message = format!("{} does not describe itself", file.display());
             Error::new(ErrorKind::Configuration, message).because(error)
         })?;
-        if let Some(backend) = discovery::backend_of(file)
+        if let Some(backend) = discovery::backend_of(&file)
             && description.name != backend
         {
             let message = format!(
@@ -66,7 +108,12 @@ impl Plugin {
             return Err(Error::new(ErrorKind::Configuration, message)
                 .hint("give the file the name that its backend has, or install the right plugin"));
         }
-        Ok(Self { file: file.to_owned(), library, description })
+        if let Some(manifest) = manifest {
+            let (major, minor) = library.abi_version();
+            let abi = format!("{major}.{minor}");
+            manifest.check_description(&file, &description.name, &description.version, &abi)?;
+        }
+        Ok(Self { file, library, description })
     }
 
     /// The file it was loaded from.
@@ -119,6 +166,19 @@ impl Plugin {
         let secrets = Arc::new(secrets::of(self.description.config_schema.as_ref(), options));
         let host = logging::host(&self.description.name, base_dir, Arc::clone(&secrets));
         let opened = self.library.open(host, config.as_bytes());
-        secrets::keep(opened, secrets)
+        secrets::keep(opened.map(|connection| Box::new(connection) as Box<dyn Storage>), secrets)
+    }
+
+    /// Opens a store to examine the plugin itself: with these bytes as its configuration, for this
+    /// host, and with nothing between the plugin and the caller that masks what it says.
+    ///
+    /// # Errors
+    /// As the backend fails.
+    pub fn examine(
+        &self,
+        host: Host,
+        config: &[u8],
+    ) -> std::result::Result<AbiConnection, BackendError> {
+        self.library.open(host, config)
     }
 }
