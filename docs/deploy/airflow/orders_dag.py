@@ -19,7 +19,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 PROGRAM = os.environ.get("OXIFLOW_PROGRAM", "/usr/local/bin/oxide_flow")
 PROJECT = os.environ.get("OXIFLOW_PROJECT", "/etc/oxiflow")
-# settings.stop_timeout (10 s), and the last save also when the store is away (20 s).
+# settings.stop_timeout (10 s), the last save while the store hangs (40 % of lease_ttl), a reserve.
 STOP_SECONDS = 45
 HOPELESS = (2, 3, 70)
 
