@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::{ConfigError, Mark, suggestion};
 use super::section::{self, Section};
@@ -31,6 +32,7 @@ const MISPLACED: &[(&str, &str)] = &[
     ("backend", "it belongs under `state:`"),
     ("backend_config", "it belongs under `state:`"),
     ("listen", "it belongs under `server:`"),
+    ("stop_timeout", "it belongs under `settings:`"),
     ("environments", "there is one set of settings; vary values with `${NAME:-default}`"),
 ];
 
@@ -45,7 +47,7 @@ pub struct ProjectSection {
     pub description: Option<String>,
 }
 
-/// Where things are. All paths are absolute.
+/// Where things are, with absolute paths, and how steps are ended.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The folder of the pipeline files; default `pipelines`.
@@ -54,11 +56,18 @@ pub struct Settings {
     pub output_dir: Option<PathBuf>,
     /// The folder of Oxis of the original program; read and not used.
     pub oxis_dir: Option<PathBuf>,
+    /// How long a step that is asked to end may take before it is killed; default ten seconds.
+    pub stop_timeout: Duration,
 }
 
 impl Settings {
     pub(super) fn defaults(project_dir: &Path) -> Self {
-        Self { pipeline_dir: project_dir.join("pipelines"), output_dir: None, oxis_dir: None }
+        Self {
+            pipeline_dir: project_dir.join("pipelines"),
+            output_dir: None,
+            oxis_dir: None,
+            stop_timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -216,7 +225,7 @@ fn read_project(shown: &Path, node: &Node) -> Result<ProjectSection, ConfigError
 }
 
 fn read_settings(shown: &Path, node: &Node, project_dir: &Path) -> Result<Settings, ConfigError> {
-    let keys = ["pipeline_dir", "output_dir", "oxis_dir"];
+    let keys = ["pipeline_dir", "output_dir", "oxis_dir", "stop_timeout"];
     let settings = Section::open(shown, "`settings`", node, &keys)?;
     let folder = |key| -> Result<Option<PathBuf>, ConfigError> {
         Ok(settings.nonempty_text(key)?.map(|path| within(project_dir, path)))
@@ -226,6 +235,7 @@ fn read_settings(shown: &Path, node: &Node, project_dir: &Path) -> Result<Settin
         pipeline_dir: folder("pipeline_dir")?.unwrap_or(defaults.pipeline_dir),
         output_dir: folder("output_dir")?,
         oxis_dir: folder("oxis_dir")?,
+        stop_timeout: settings.duration("stop_timeout")?.unwrap_or(defaults.stop_timeout),
     })
 }
 
