@@ -3,7 +3,7 @@
 //! Where the state is stored is a plugin: a shared library that keeps bytes under keys with
 //! compare-and-swap ([`oxiflow_plugin_api`]). Everything else is here, on top of that contract.
 //!
-//! In reading order: [`model`] is what is kept, [`config`] what a project says, [`format`] the
+//! In reading order: [`model`] is what is kept, [`config`] what a project says, [`format`](mod@format) the
 //! forms that a document has outside, [`plugin`] loads a backend, [`certify`] proves one right,
 //! [`layer`] makes records of its bytes, [`store`] gives them types, [`lease`] decides who may
 //! write, [`history`] keeps what happened, [`rules`] are a pipeline's own for its states,

@@ -5,7 +5,7 @@
 //! the ABI, [`options`] holds `backend_config` against the schema that the plugin describes.
 //! Nothing of a library runs before `check` has passed, since `dlopen` runs constructors. What
 //! must be known of the bytes is said by [`trust`]: policies, the pins of a [`lock`], a
-//! [`signature`], and the author's [`manifest`]. [`install`] puts
+//! [`signature`], and the author's [`manifest`]. [`install`](mod@install) puts
 //! libraries into a [`folder`] and pins them.
 
 mod check;
