@@ -10,7 +10,6 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::Path;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Holder;
@@ -110,11 +109,11 @@ pub fn liveness(holder: &Holder) -> Liveness {
     }
 }
 
-/// Whether /proc leaves out processes of other users, as with `hidepid` and systemd's
-/// `ProtectProc=`; then a process that is not there may live all the same. The first process of
-/// a namespace is there as long as the namespace is.
+/// Whether /proc leaves out processes of other users, or does not let them be read, as with `hidepid`
+/// and systemd's `ProtectProc=`; then a process that is not to be seen may live all the same. The
+/// first process of a namespace is there as long as the namespace is.
 fn others_are_hidden() -> bool {
-    !Path::new("/proc/1").exists()
+    fs::read("/proc/1/stat").is_err()
 }
 
 fn host_name() -> String {
