@@ -153,7 +153,7 @@ fn the_help_of_the_whole_shows_every_command() {
       oxide_flow run orders --fresh      start over, whatever was reached
       oxide_flow run orders --wait 30s   wait for another worker to finish first
     ");
-    insta::assert_snapshot!(project.run(&["state", "import", "--help"]).transcript(&[]), @"
+    insta::assert_snapshot!(project.run(&["state", "import", "--help"]).transcript(&[]), @r"
     exit 0
     --- stdout
     Replace the state of a pipeline by one from a file
@@ -166,16 +166,16 @@ fn the_help_of_the_whole_shows_every_command() {
 
     Options:
       -f, --file <FILE>
-              The file, JSON or YAML; `-` for standard input
+              The file, in any format of `state export`; `-` for standard input
 
           --project <DIR>
               The project: a folder with an oxiflow.yaml [default: the nearest one upwards]
 
+          --ignore-rules
+              Import it although it breaks a rule of the pipeline's file
+
       -v, --verbose...
               Log what happens to standard error; twice for more. RUST_LOG overrides it
-
-      -y, --yes
-              Do not ask
 
           --log-format <LOG_FORMAT>
               The form of log lines
@@ -186,6 +186,9 @@ fn the_help_of_the_whole_shows_every_command() {
               
               [env: OXIFLOW_LOG_FORMAT=]
               [default: text]
+
+      -y, --yes
+              Do not ask
 
           --wait <DURATION>
               How long to wait for a live worker to finish

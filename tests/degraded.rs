@@ -6,11 +6,13 @@
 #[path = "degraded/machine.rs"]
 mod machine;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use machine::{Machine, Mode, Shared, name};
+use machine::{Jumping, Machine, Mode, Shared, name};
 use oxide_flow::error::{Error, ErrorKind, Result, chain};
 use oxide_flow::layer::{KeySource, Keyring};
+use oxide_flow::lease::{Acquire, HeldLease, Tempo, acquire, this_process};
 use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
 use oxide_flow::recovery::{Settled, push, read_rescue_file, replay};
 use oxide_flow::runner::{Begin, Begun, Run};
@@ -91,6 +93,50 @@ fn a_store_that_hangs_costs_part_of_the_lease_once_and_then_nothing() {
     assert!(ended.elapsed() < first / 2, "nothing waits for the store: {:?}", ended.elapsed());
     machine.way.set(Mode::Reachable);
     assert_eq!(machine.start().state().last_processed_id, "6");
+}
+
+#[test]
+fn a_lease_that_is_answered_late_counts_from_when_it_was_asked_for() {
+    let machine = Machine::new(&Shared::default());
+    let pause = Duration::from_millis(200);
+    machine.way.set(Mode::AnswersLate(pause));
+    let acquired = acquire(
+        &machine.store,
+        machine.clock.as_ref(),
+        &mut Acquire {
+            pipeline: &name(),
+            holder: &this_process().unwrap(),
+            purpose: "run",
+            ttl: machine.ttl,
+            wait: Duration::ZERO,
+            epoch_floor: 0,
+            on_wait: &mut |_| {},
+        },
+    )
+    .unwrap();
+    // Others saw it long before this worker knew.
+    let (store, clock) = (machine.store.clone(), Arc::clone(&machine.clock));
+    let (lease, attempted) = (acquired.lease, acquired.attempted);
+    let tempo = Tempo::every(machine.ttl);
+    let held = HeldLease::start(store, clock, lease, attempted, tempo, |_| {}).unwrap();
+    assert!(held.age() >= pause, "{:?}", held.age());
+}
+
+#[test]
+fn an_end_beyond_the_lease_is_a_lost_lease_also_when_the_heartbeat_has_not_noticed() {
+    let clock = Arc::new(Jumping::default());
+    let mut machine = Machine::new(&Shared::default());
+    machine.clock = clock.clone();
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    // The heartbeat waits for an answer while time goes on.
+    machine.way.set(Mode::Hangs);
+    clock.jump(machine.ttl);
+    let error = run.complete().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{}", chain(&error));
+    assert!(chain(&error).contains("could not be renewed in time"), "{}", chain(&error));
+    machine.entry();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kit::{PROGRAM, Project, QUICK, wait_for};
-use oxide_flow::plugin::{GRACE, Plugin};
+use oxide_flow::plugin::{GRACE, Plugin, Trust};
 use oxiflow_plugin_api::conformance::{Settings, Subject, run_all};
 use oxiflow_plugin_api::{BackendError, Call, ErrorKind, Expected, Storage};
 use serde_json::{Map, Value, json};
@@ -30,7 +30,8 @@ struct Apart {
 
 impl Apart {
     fn of(library: &Path) -> Self {
-        let plugin = Plugin::load_apart(library, Path::new(PROGRAM)).expect("the plugin loads");
+        let plugin = Plugin::load_apart(library, &Trust::default(), Path::new(PROGRAM))
+            .expect("the plugin loads");
         Self { plugin, folder: TempDir::with_prefix("oxiflow-isolation-").expect("a folder") }
     }
 

@@ -3,7 +3,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+#[path = "migrate/chain.rs"]
+mod chain;
 mod kit;
+#[path = "kit/postgres.rs"]
+mod postgres;
+#[path = "kit/redis.rs"]
+mod redis;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -10,12 +10,16 @@ use std::time::Duration;
 use oxiflow_plugin_api::{BackendError, Capabilities, Storage};
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, EncryptionSection, Env, Isolation, KeyPlace, Pipeline, RepairSection};
+use crate::config::{
+    Config, EncryptionSection, Env, Isolation, KeyPlace, Pipeline, PluginTrust, RepairSection,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{self, KeySource, Keyring, Records};
 use crate::lease::{person, safe_time, this_process};
 use crate::model::PipelineName;
-use crate::plugin::{self, OptionProblem, Plugin, SearchPath};
+use crate::plugin::{
+    self, OptionProblem, POLICY_VARIABLE, Plugin, Policy, SearchPath, Trust, TrustLevel,
+};
 use crate::recovery::{AutoRepair, Spool, Upkeep, auto_repair};
 use crate::runner::{Fallback, RunRequest};
 use crate::store::StateStore;
@@ -88,9 +92,10 @@ impl App {
         } else {
             (MEMORY, &empty)
         };
+        let trust = plugin_trust(&config, env)?;
         let plugin = match config.plugins.isolation {
-            Isolation::None => Plugin::find(backend, &search)?,
-            Isolation::Process => Plugin::find_apart(backend, &search, &program(env)?)?,
+            Isolation::None => Plugin::find(backend, &search, &trust)?,
+            Isolation::Process => Plugin::find_apart(backend, &search, &trust, &program(env)?)?,
         };
         check_options(&config, &plugin, &plugin.problems(options))?;
         let (storage, mut records) = match plugin.open(options, &config.project_dir) {
@@ -102,6 +107,7 @@ impl App {
             }
             Err(error) => otherwise(&config, &plugin, error, &clock)?,
         };
+        records = records.written_as(config.state.record_format);
         if let Some(encryption) = &config.state.encryption {
             records = records.encrypted(keyring(encryption, env)?);
         }
@@ -223,8 +229,25 @@ impl App {
 /// `Configuration` when `OXIFLOW_PLUGIN_PATH` names a relative folder.
 pub fn search_path(config: &Config, env: &Env<'_>) -> Result<SearchPath> {
     let executable = std::env::current_exe().ok();
-    let variable = env("OXIFLOW_PLUGIN_PATH");
-    SearchPath::new(&config.plugins.path, variable.as_deref(), executable.as_deref())
+    let (variable, home) = (env("OXIFLOW_PLUGIN_PATH"), env("HOME"));
+    let configured = &config.plugins.path;
+    SearchPath::new(configured, variable.as_deref(), home.as_deref(), executable.as_deref())
+}
+
+/// What the machine and this project ask of a plugin before it is loaded.
+///
+/// # Errors
+/// `Configuration` when a policy, a key or a lock is not as it must be.
+pub fn plugin_trust(config: &Config, env: &Env<'_>) -> Result<Trust> {
+    let level = match config.plugins.trust {
+        PluginTrust::Any => TrustLevel::Any,
+        PluginTrust::Pinned => TrustLevel::Pinned,
+        PluginTrust::Signed => TrustLevel::Signed,
+    };
+    let file = config.shown(config.file.as_deref().unwrap_or(&config.project_dir));
+    let keys = &config.plugins.trusted_keys;
+    let project = Policy::of_project(&file, &config.project_dir, level, keys)?;
+    Trust::of_machine(env(POLICY_VARIABLE).as_deref())?.and(project)
 }
 
 /// The program that isolated plugins run in: this one, also after its file was replaced. A program

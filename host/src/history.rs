@@ -60,8 +60,8 @@ pub fn prune(
 ) -> Result<Vec<String>> {
     let mut ids = store.history_ids(pipeline)?;
     ids.truncate(ids.len().saturating_sub(keep));
-    for history_id in ids.iter().filter(|_| !dry_run) {
-        store.delete_history(pipeline, history_id)?;
+    if !dry_run {
+        store.delete_history(pipeline, &ids)?;
     }
     Ok(ids)
 }
@@ -79,8 +79,8 @@ pub fn prune_before(
 ) -> Result<Vec<String>> {
     let mut ids = store.history_ids(pipeline)?;
     ids.retain(|id| time_of(id).is_some_and(|at| at < before));
-    for history_id in ids.iter().filter(|_| !dry_run) {
-        store.delete_history(pipeline, history_id)?;
+    if !dry_run {
+        store.delete_history(pipeline, &ids)?;
     }
     Ok(ids)
 }
@@ -147,19 +147,26 @@ fn try_record(store: &StateStore, clock: &dyn Clock, event: &Event<'_>) -> Resul
     let record = HistoryRecord::new(id, pipeline, event.kind, now, by, event.state);
     store.save_history(&record)?;
     let excess = (ids.len() + 1).saturating_sub(event.keep);
-    for old in ids.iter().take(excess) {
-        store.delete_history(pipeline, old)?;
-    }
+    store.delete_history(pipeline, &ids[..excess])?;
     Ok(Some(history_id))
 }
 
-/// An id that sorts after the last one, also when the clock was set back in between.
 fn next_id(last: Option<&str>, now: DateTime<Utc>) -> String {
-    let last = last.and_then(time_of).map(|time| time + TimeDelta::microseconds(1));
-    let time = last.map_or(now, |last| now.max(last));
+    id_after(last.and_then(time_of), now, TimeDelta::microseconds(1), ID_TIME)
+}
+
+/// An id of this form that sorts after the one of `last`, also when the clock was set back in between
+/// or `last` came from a machine whose clock is ahead.
+pub(crate) fn id_after(
+    last: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+    tick: TimeDelta,
+    form: &str,
+) -> String {
+    let time = last.map_or(now, |last| now.max(last + tick));
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
     // The last digits of a ulid are random.
-    format!("{}-{}", time.format(ID_TIME), &unique[unique.len() - 6..])
+    format!("{}-{}", time.format(form), &unique[unique.len() - 6..])
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use oxide_flow::clock::{Clock, SystemClock};
 use oxide_flow::config::StateSection;
 use oxide_flow::error::Result;
@@ -25,6 +27,8 @@ pub type Shared = Arc<Mutex<(u64, BTreeMap<String, Entry>)>>;
 #[derive(Clone, Copy, PartialEq)]
 pub enum Mode {
     Reachable,
+    /// A write happens at once, and is answered this much later.
+    AnswersLate(Duration),
     Away,
     /// Every call waits in vain for its answer.
     Hangs,
@@ -53,7 +57,7 @@ impl Way {
                 Err(BackendError::new(BackendErrorKind::Timeout, "no answer"))
             }
             Mode::Away => Err(BackendError::unavailable("no route")),
-            Mode::Reachable | Mode::LosesAnswer => Ok(()),
+            Mode::Reachable | Mode::AnswersLate(_) | Mode::LosesAnswer => Ok(()),
         }
     }
 }
@@ -86,6 +90,10 @@ impl Storage for Way {
             *mode = Mode::Away;
             return Err(BackendError::outcome_unknown("the connection was reset"));
         }
+        if let Mode::AnswersLate(pause) = *mode {
+            drop((shared, mode));
+            std::thread::sleep(pause);
+        }
         Ok(version)
     }
 
@@ -113,6 +121,26 @@ impl Storage for Way {
 
     fn health(&self, _: &Call) -> Result<Health, BackendError> {
         Ok(Health::default())
+    }
+}
+
+/// A clock that goes on while nothing else does, as when the process is suspended.
+#[derive(Default)]
+pub struct Jumping(AtomicU64);
+
+impl Jumping {
+    pub fn jump(&self, time: Duration) {
+        self.0.fetch_add(u64::try_from(time.as_millis()).unwrap(), Ordering::SeqCst);
+    }
+}
+
+impl Clock for Jumping {
+    fn now(&self) -> DateTime<Utc> {
+        Utc::now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_millis(self.0.load(Ordering::SeqCst))
     }
 }
 

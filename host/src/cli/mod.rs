@@ -22,12 +22,14 @@ mod ui;
 mod worker;
 
 use std::ffi::OsString;
+use std::io::Read;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use crate::app::App;
+use crate::certify::child as certify;
 use crate::config::{BACKEND_VARIABLE, Config, ProjectLocation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugin as plugin_process;
@@ -55,6 +57,15 @@ pub fn main() -> ExitCode {
         && command == plugin_process::ISOLATION_COMMAND
     {
         return plugin_process::run_child(library);
+    }
+    // Nothing of this process may speak beside the plugin that is tested in it.
+    if let [_, command] = arguments.as_slice() {
+        if command == certify::TEST_COMMAND {
+            return ExitCode::from(certify::test());
+        }
+        if command == certify::WORKER_COMMAND {
+            return ExitCode::from(certify::worker());
+        }
     }
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,
@@ -137,14 +148,18 @@ fn whoami() -> String {
     crate::lease::person()
 }
 
-fn read_file(path: &Path) -> Result<String> {
+fn read_file(path: &Path) -> Result<Vec<u8>> {
     let shown = path.display();
     if path == Path::new("-") {
-        return std::io::read_to_string(std::io::stdin()).map_err(|error| {
-            Error::new(ErrorKind::Io, "cannot read standard input").because(error)
-        });
+        let mut bytes = Vec::new();
+        return match std::io::stdin().read_to_end(&mut bytes) {
+            Ok(_) => Ok(bytes),
+            Err(error) => {
+                Err(Error::new(ErrorKind::Io, "cannot read standard input").because(error))
+            }
+        };
     }
-    std::fs::read_to_string(path).map_err(|error| {
+    std::fs::read(path).map_err(|error| {
         Error::new(ErrorKind::Usage, format!("cannot read {shown}")).because(error)
     })
 }

@@ -16,6 +16,7 @@ mod older;
 mod pipeline;
 mod project;
 mod repair;
+mod rule;
 mod section;
 mod server;
 mod state;
@@ -32,10 +33,11 @@ pub use encryption::{EncryptionSection, KeyPlace};
 pub use error::ConfigError;
 pub use fallback::FallbackSection;
 pub use pipeline::{
-    Metadata, Pipeline, PipelineFile, default_pipeline, list_pipelines, load_pipeline,
+    Metadata, Pipeline, PipelineFile, default_pipeline, has_file, list_pipelines, load_pipeline,
 };
-pub use project::{Isolation, PROJECT_FILE, PluginsSection, ProjectSection, Settings};
+pub use project::{Isolation, PROJECT_FILE, PluginTrust, PluginsSection, ProjectSection, Settings};
 pub use repair::RepairSection;
+pub use rule::{Rule, RuleTest};
 pub use server::{ServerSection, TlsSection};
 pub use state::{BACKEND_VARIABLE, StateSection};
 pub use step::{Command, Step};

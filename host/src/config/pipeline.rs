@@ -9,12 +9,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, nearest};
+use super::rule::{self, Rule};
 use super::section::Section;
 use super::step::{self, Step};
 use super::yaml::{Node, Value};
 use super::{Config, Env, interpolate, yaml};
 
-const KEYS: &[&str] = &["pipeline", "metadata", "environment"];
+const KEYS: &[&str] = &["pipeline", "metadata", "environment", "rules"];
 const METADATA_KEYS: &[&str] = &["name", "description", "version", "author", "category", "tags"];
 const EXTENSIONS: &[&str] = &["yaml", "yml"];
 
@@ -32,6 +33,8 @@ pub struct Pipeline {
     pub metadata: Metadata,
     /// At least one step; their ids are unique.
     pub steps: Vec<Step>,
+    /// What its states must fulfil, beside what every state must.
+    pub rules: Vec<Rule>,
 }
 
 /// What a pipeline says about itself. Nothing depends on it.
@@ -73,8 +76,8 @@ pub fn load_pipeline(config: &Config, name: &str, env: &Env<'_>) -> Result<Pipel
     };
     let shown = config.shown(&path);
     let root = yaml::read(&path, &shown)?;
-    let (metadata, steps) = read(&shown, &root, env)?;
-    Ok(Pipeline { name: name.to_owned(), path, metadata, steps })
+    let (metadata, steps, rules) = read(&shown, &root, env)?;
+    Ok(Pipeline { name: name.to_owned(), path, metadata, steps, rules })
 }
 
 /// All pipelines of the project, by name. A pipeline folder that does not exist has none.
@@ -169,7 +172,15 @@ fn no_pipelines(shown: &Path, name: &str) -> ConfigError {
         .with_hint(format!("write one in `{}`", file.display()))
 }
 
-fn read(shown: &Path, root: &Node, env: &Env<'_>) -> Result<(Metadata, Vec<Step>), ConfigError> {
+/// Whether a pipeline has a file; its state may be there without one.
+#[must_use]
+pub fn has_file(config: &Config, name: &str) -> bool {
+    find(&config.settings.pipeline_dir, name).is_some()
+}
+
+type Read = (Metadata, Vec<Step>, Vec<Rule>);
+
+fn read(shown: &Path, root: &Node, env: &Env<'_>) -> Result<Read, ConfigError> {
     let file = Section::open(shown, "the file", root, KEYS)?;
     let list = match file.get("pipeline").map(|node| (node, &node.value)) {
         Some((_, Value::List(list))) if !list.is_empty() => list,
@@ -187,10 +198,11 @@ fn read(shown: &Path, root: &Node, env: &Env<'_>) -> Result<(Metadata, Vec<Step>
         }
     };
     let steps = step::read_all(shown, list, env)?;
+    let rules = file.get("rules").map(|node| rule::read_all(shown, node, env)).transpose()?;
 
     let mut root = root.clone();
     if let Value::Map(entries) = &mut root.value {
-        entries.retain(|entry| entry.key != "pipeline");
+        entries.retain(|entry| !["pipeline", "rules"].contains(&entry.key.as_str()));
     }
     interpolate::resolve(&mut root, shown, env)?;
     let file = Section::open(shown, "the file", &root, KEYS)?;
@@ -200,7 +212,7 @@ fn read(shown: &Path, root: &Node, env: &Env<'_>) -> Result<(Metadata, Vec<Step>
         Some(node) => read_metadata(shown, node)?,
         None => Metadata::default(),
     };
-    Ok((metadata, steps))
+    Ok((metadata, steps, rules.unwrap_or_default()))
 }
 
 fn read_metadata(shown: &Path, node: &Node) -> Result<Metadata, ConfigError> {

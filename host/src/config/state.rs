@@ -17,6 +17,7 @@ use super::interpolate;
 use super::repair::{self, RepairSection};
 use super::section::{self, Section};
 use super::yaml::{Entry, Node, Value};
+use crate::format::Format;
 
 /// The variable that overrides `state.backend`.
 pub const BACKEND_VARIABLE: &str = "OXIFLOW_STATE_BACKEND";
@@ -35,6 +36,7 @@ const KEYS: &[&str] = &[
     "backup_retention",
     "cache_size",
     "history_keep",
+    "record_format",
     "encryption",
     "repair_enabled",
     "auto_repair",
@@ -83,6 +85,8 @@ pub struct StateSection {
     pub cache_size: usize,
     /// How many history records are kept of each pipeline; default 100, and 0 keeps none.
     pub history_keep: usize,
+    /// How the bodies of records are written; plain JSON by default.
+    pub record_format: Format,
     /// How records are encrypted; by default they are not.
     pub encryption: Option<EncryptionSection>,
     /// How damaged states are repaired.
@@ -108,6 +112,7 @@ impl Default for StateSection {
             backup_retention: 7 * DAY,
             cache_size: 100,
             history_keep: 100,
+            record_format: Format::JSON,
             encryption: None,
             repair: RepairSection::default(),
             fallback: FallbackSection::default(),
@@ -132,6 +137,7 @@ impl fmt::Debug for StateSection {
             .field("backup_retention", &self.backup_retention)
             .field("cache_size", &self.cache_size)
             .field("history_keep", &self.history_keep)
+            .field("record_format", &self.record_format)
             .field("encryption", &self.encryption)
             .field("repair", &self.repair)
             .field("fallback", &self.fallback)
@@ -172,6 +178,14 @@ pub(super) fn read(shown: &Path, node: &Node, env: &Env<'_>) -> Result<ReadState
     }
     if let Some(keep) = state.whole_number("history_keep")? {
         read.section.history_keep = keep;
+    }
+    if let (Some(name), Some(node)) =
+        (state.nonempty_text("record_format")?, state.get("record_format"))
+    {
+        read.section.record_format = Format::named(name).map_err(|error| {
+            let message = format!("`record_format`: {error}");
+            state.error(node.at, message).with_hint(error.hint_text().unwrap_or_default())
+        })?;
     }
     read_intervals(&state, &mut read.section)?;
     let keys = state.get("encryption").map(|node| encryption::read(shown, node)).transpose()?;

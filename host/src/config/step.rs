@@ -188,6 +188,15 @@ fn read_command(shown: &Path, step: &Section<'_>, step_at: Mark) -> Result<Comma
         }
         return read_singer(shown, node);
     }
+    read_run(shown, step, step_at)
+}
+
+/// A text for the shell, or a program with its arguments.
+pub(super) fn read_run(
+    shown: &Path,
+    step: &Section<'_>,
+    step_at: Mark,
+) -> Result<Command, ConfigError> {
     let Some(node) = step.get("run") else {
         return Err(step.error(step_at, "`run` has no value"));
     };
@@ -225,7 +234,10 @@ fn read_singer(shown: &Path, node: &Node) -> Result<Command, ConfigError> {
     Ok(Command::Singer { tap: program("tap")?, target: program("target")? })
 }
 
-fn read_timeout(shown: &Path, step: &Section<'_>) -> Result<Option<Duration>, ConfigError> {
+pub(super) fn read_timeout(
+    shown: &Path,
+    step: &Section<'_>,
+) -> Result<Option<Duration>, ConfigError> {
     let Some(node) = step.get("timeout_seconds") else {
         return Ok(None);
     };
@@ -244,7 +256,7 @@ fn read_timeout(shown: &Path, step: &Section<'_>) -> Result<Option<Duration>, Co
     }
 }
 
-fn is_valid_id(id: &str) -> bool {
+pub(super) fn is_valid_id(id: &str) -> bool {
     (1..=LONGEST_ID).contains(&id.len())
         && !id.starts_with(['.', '-'])
         && id.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter))

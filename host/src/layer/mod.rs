@@ -26,7 +26,10 @@ pub use metrics::{Measured, Metrics, OperationCounters, StorageCounters};
 pub use records::{DamagedRecord, Examined, Kept, Record, Records, SealedRecord};
 pub use retry::Retry;
 pub use salvage::{Damage, Salvage, damage, salvage};
-pub use seal::{ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION, Header, claimed_key, seal, unseal};
+pub use seal::{
+    ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION, Header, NEWEST_FORMAT_VERSION, claimed_key, seal,
+    unseal,
+};
 
 /// Puts the layers on a backend, the one nearest to it first. `name` is that of the backend, for
 /// its figures; `cache_size` is how many records the cache holds.

@@ -1,21 +1,23 @@
 //! Sealed records in a storage: what the typed store above reads and writes.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, ErrorKind as BackendErrorKind, Expected, Health,
-    Listed, Storage, Version,
+    BackendError, BatchMode, Call, Capabilities, Change, Changed, Entry,
+    ErrorKind as BackendErrorKind, Expected, Health, Listed, Storage, Version,
 };
 
 use super::cache::Cache;
 use super::encryption::{Encryption, Keyring};
 use super::metrics::Metrics;
 use super::salvage::{Salvage, salvage};
-use super::seal::{seal, seal_encrypted, unseal};
+use super::seal::{seal_encrypted, seal_plain, unseal};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result as HostResult};
+use crate::format::Format;
 use crate::metrics::Figures;
 
 /// Where records with a salt are looked for before a new one is made, and how many are tried.
@@ -86,6 +88,7 @@ pub struct Records {
     storage: Arc<dyn Storage>,
     clock: Arc<dyn Clock>,
     keyring: Option<Arc<Keyring>>,
+    format: Format,
     cache: Arc<Cache>,
     metrics: Arc<Metrics>,
 }
@@ -99,7 +102,7 @@ impl Records {
         cache: Arc<Cache>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { storage, clock, keyring: None, cache, metrics }
+        Self { storage, clock, keyring: None, format: Format::JSON, cache, metrics }
     }
 
     /// The counters of this process.
@@ -129,6 +132,13 @@ impl Records {
     #[must_use]
     pub fn encrypted(mut self, keyring: Keyring) -> Self {
         self.keyring = Some(Arc::new(keyring));
+        self
+    }
+
+    /// The same records, with bodies in this format when they are written. All are read.
+    #[must_use]
+    pub fn written_as(mut self, format: Format) -> Self {
+        self.format = format;
         self
     }
 
@@ -171,19 +181,23 @@ impl Records {
         )
     }
 
-    /// Writes bytes that are a record of this key already.
+    /// Writes bytes that are records of these keys already, in as few calls as the storage needs for
+    /// it, and returns what became of each.
     ///
     /// # Errors
-    /// `Corrupt` when they are not; otherwise as the storage fails.
-    pub fn put_sealed(
+    /// `Corrupt` when one is none, and nothing is written then; otherwise as the storage fails.
+    pub fn put_sealed_all(
         &self,
         call: &Call,
-        key: &str,
-        record: &[u8],
-        expected: &Expected,
-    ) -> HostResult<Version> {
-        unseal(key, record)?;
-        Ok(self.storage.put(call, key, record, expected)?)
+        records: &[(String, Vec<u8>, Expected)],
+    ) -> HostResult<Vec<Result<(), BackendError>>> {
+        records.iter().try_for_each(|(key, record, _)| unseal(key, record).map(drop))?;
+        let changes: Vec<_> = records
+            .iter()
+            .map(|(key, record, expected)| Change::put(key, record, *expected))
+            .collect();
+        let results = self.storage.apply(call, &changes, BatchMode::Independent)?;
+        Ok(results.into_iter().map(|result| result.map(drop)).collect())
     }
 
     /// Looks at a record that may be damaged.
@@ -290,6 +304,15 @@ impl Records {
                 body
             }
         };
+        let format = header.format()?;
+        let body = match format == Format::JSON {
+            // Whoever reads it parses it, and says then what is wrong with it.
+            true => body,
+            false => format.decode(&body).map_err(|error| {
+                let message = format!("{what} is no {}", format.name());
+                Error::new(ErrorKind::Corrupt, message).because(error)
+            })?,
+        };
         let (schema, saved_at) = (header.schema, header.saved_at);
         Ok((Record { schema, body, saved_at, version }, header.encryption))
     }
@@ -329,7 +352,7 @@ impl Records {
     pub fn reseal(&self, call: &Call, key: &str, record: &Record) -> HostResult<Version> {
         let sealed = self.seal(call, key, record.schema, &record.body, record.saved_at)?;
         // What replaces the only copy must be readable.
-        if self.unseal(key, sealed.clone())? != record.body {
+        if !is_same(&self.unseal(key, sealed.clone())?, &record.body) {
             let message = format!("the record of `{key}` does not come back from its seal");
             return Err(Error::new(ErrorKind::Internal, message));
         }
@@ -359,13 +382,18 @@ impl Records {
         body: &[u8],
         saved_at: DateTime<Utc>,
     ) -> HostResult<Vec<u8>> {
+        let codec = self.format.name();
+        let encoded = match self.format == Format::JSON {
+            true => Cow::Borrowed(body),
+            false => Cow::Owned(self.format.encode(body)?),
+        };
         let Some(keyring) = &self.keyring else {
-            return Ok(seal(key, schema, body, saved_at)?);
+            return Ok(seal_plain(key, schema, &codec, &encoded, saved_at)?);
         };
         if keyring.lacks_salt() {
             self.find_salt(call)?;
         }
-        seal_encrypted(key, schema, body, saved_at, &keyring.sealing_key()?)
+        seal_encrypted(key, schema, &codec, &encoded, saved_at, &keyring.sealing_key()?)
     }
 
     /// Opens some records, so that the keyring learns the salt that is in use.
@@ -408,6 +436,19 @@ impl Records {
         self.metrics.logical.delete.observe(|| self.storage.delete(call, key, expected), |_| 0)
     }
 
+    /// Deletes records, in as few calls as the storage needs for it, and says how many were there.
+    ///
+    /// # Errors
+    /// As the storage fails for the first that fails; others may be deleted all the same.
+    pub fn delete_all(&self, call: &Call, keys: &[String]) -> Result<usize, BackendError> {
+        let changes: Vec<_> = keys.iter().map(|key| Change::delete(key, Expected::Any)).collect();
+        let delete = || self.storage.apply(call, &changes, BatchMode::Independent);
+        let results = self.metrics.logical.delete.observe(delete, |_| 0)?;
+        results
+            .into_iter()
+            .try_fold(0, |deleted, result| Ok(deleted + usize::from(result? == Changed::Deleted)))
+    }
+
     /// Lists up to `limit` keys that start with `prefix` and come after `after`.
     ///
     /// # Errors
@@ -437,6 +478,12 @@ enum Found<T> {
     Kept(Arc<T>, usize),
     /// A record that must be parsed.
     Read(Record),
+}
+
+/// Whether two bodies are one document; the space between its parts does not count.
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    let document = |body| serde_json::from_slice::<serde_json::Value>(body).ok();
+    one == other || document(one).is_some_and(|one| Some(one) == document(other))
 }
 
 fn no_keys(what: &str, encryption: &Encryption) -> Error {

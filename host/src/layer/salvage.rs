@@ -8,7 +8,8 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::encryption::Keyring;
-use super::seal::{ENCRYPTED_FORMAT_VERSION, Header, hex};
+use super::seal::{Header, NEWEST_FORMAT_VERSION, hex};
+use crate::format::Format;
 
 /// The readable part of a damaged record.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +62,7 @@ pub fn salvage(key: &str, record: &[u8], keyring: Option<&Keyring>) -> Option<Sa
     let (line, rest) = (&record[..end], &record[end + 1..]);
     let Some(header) = read_header(line) else {
         let is_verified = claimed_checksum(line) == Some(&hex(&Sha256::digest(rest)));
-        let body = plain(rest)?;
-        return Some(Salvage { body, is_verified });
+        return Some(Salvage { body: guessed(rest)?, is_verified });
     };
     if header.key != key && super::unseal(&header.key, record).is_ok() {
         return None;
@@ -72,16 +72,31 @@ pub fn salvage(key: &str, record: &[u8], keyring: Option<&Keyring>) -> Option<Sa
         let what = format!("what is left of `{key}`");
         let context = header.context().ok()?;
         let body = keyring?.open(&what, encryption, &context, body).ok()?;
+        let body = decoded(&header, &body)?;
         return Some(Salvage { body, is_verified: header.key == key });
     }
     let is_verified = hex(&Sha256::digest(body)) == header.sha256;
-    Some(Salvage { body: plain(body)?, is_verified })
+    let body = decoded(&header, body).and_then(|body| plain(&body))?;
+    Some(Salvage { body, is_verified })
+}
+
+/// A body as JSON, in the format that its header names.
+fn decoded(header: &Header, body: &[u8]) -> Option<Vec<u8>> {
+    let format = header.format().ok()?;
+    if format == Format::JSON { Some(body.to_vec()) } else { format.decode(body).ok() }
+}
+
+/// A body as JSON, in a format that no header names any more.
+fn guessed(body: &[u8]) -> Option<Vec<u8>> {
+    // Text is JSON or nothing: almost anything is some YAML.
+    let read = || Format::read_any(body).ok().filter(|(format, _)| !format.is_text());
+    plain(body).or_else(|| read().and_then(|(_, json)| plain(&json)))
 }
 
 /// The header if it still is one, whatever its check says.
 fn read_header(line: &[u8]) -> Option<Header> {
     let header: Header = serde_json::from_slice(line).ok()?;
-    (header.format <= ENCRYPTED_FORMAT_VERSION).then_some(header)
+    (header.format <= NEWEST_FORMAT_VERSION).then_some(header)
 }
 
 /// The checksum in a header line that is no JSON any more.
@@ -104,6 +119,7 @@ mod tests {
     use chrono::DateTime;
 
     use super::*;
+    use crate::layer::seal::seal_plain;
     use crate::layer::{seal, unseal};
 
     const KEY: &str = "state/orders";
@@ -167,5 +183,27 @@ mod tests {
             assert_eq!(salvage(KEY, &record[..length], None), None, "length {length}");
         }
         assert_eq!(salvage("state/other", &record, None), None);
+    }
+
+    #[test]
+    fn an_encoded_body_under_a_damaged_header_is_verified_too() {
+        for name in ["msgpack", "json+zstd", "msgpack+zstd"] {
+            let body = Format::named(name).unwrap().encode(BODY).unwrap();
+            let whole = seal_plain(KEY, 2, name, &body, DateTime::UNIX_EPOCH).unwrap();
+            let header = whole.iter().position(|byte| *byte == b'\n').unwrap();
+            let mut saved = 0;
+            for at in 0..whole.len() {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 1;
+                let Some(found) = salvage(KEY, &damaged, None) else { continue };
+                if found.is_verified {
+                    assert!(at < header, "byte {at} of the body was changed");
+                    assert_eq!(found.body, BODY.trim_ascii_end(), "{name}, byte {at}");
+                    saved += 1;
+                }
+            }
+            // Not where the checksum, the name of the format or a line end is hit.
+            assert!(saved > header / 3, "{name}: {saved} of {header}");
+        }
     }
 }

@@ -11,7 +11,9 @@
 //! out. A record that does not verify is corrupt, never absent.
 //!
 //! An encrypted record has form 2 and an `encryption` field in its header; `bytes` and `sha256`
-//! are then those of the encrypted body. Programs that only know form 1 refuse it as newer.
+//! are then those of the encrypted body. A record whose body is not plain JSON has form 3, whether
+//! it is encrypted or not, and its `codec` is the name of a [`Format`]. Programs that only know an
+//! older form refuse it as newer.
 
 use std::fmt::Write as _;
 
@@ -22,12 +24,16 @@ use sha2::{Digest, Sha256};
 
 use super::encryption::{Encryption, SealingKey};
 use crate::error::{Error, ErrorKind as HostErrorKind, Result as HostResult};
+use crate::format::Format;
 
 /// The version of the form of a record that is not encrypted.
 pub const FORMAT_VERSION: u32 = 1;
 
-/// The version of the form of an encrypted record, which is the newest that is read.
+/// The version of the form of an encrypted record.
 pub const ENCRYPTED_FORMAT_VERSION: u32 = 2;
+
+/// The version of the form of a record that is not plain JSON, which is the newest that is read.
+pub const NEWEST_FORMAT_VERSION: u32 = 3;
 
 const CHECK_FIELD: &str = ",\"check\":\"";
 const CHECK_DIGITS: usize = 32;
@@ -40,7 +46,7 @@ pub struct Header {
     pub format: u32,
     /// The key the record was written under.
     pub key: String,
-    /// How the body is encoded; `json`.
+    /// How the body is encoded: the name of a [`Format`].
     pub codec: String,
     /// Version of the body's schema.
     pub schema: u32,
@@ -56,6 +62,51 @@ pub struct Header {
 }
 
 impl Header {
+    /// How the body is encoded.
+    ///
+    /// # Errors
+    /// `Unsupported` when this program has no such format.
+    pub(super) fn format(&self) -> HostResult<Format> {
+        Format::named(&self.codec).map_err(|_| {
+            let (key, codec) = (&self.key, self.codec.escape_default());
+            let message = format!("the record of `{key}` is encoded as `{codec}`");
+            Error::new(HostErrorKind::Unsupported, message)
+                .because("this oxide_flow does not know that format")
+                .hint("read it with the oxide_flow that wrote it")
+        })
+    }
+
+    /// A header that does not know its body yet.
+    fn empty(
+        key: &str,
+        schema: u32,
+        codec: &str,
+        saved_at: DateTime<Utc>,
+        encryption: Option<Encryption>,
+    ) -> Self {
+        let (key, codec) = (key.to_owned(), codec.to_owned());
+        let (bytes, sha256) = (0, String::new());
+        let mut header =
+            Self { format: 0, key, codec, schema, bytes, sha256, saved_at, encryption };
+        header.format = header.form();
+        header
+    }
+
+    /// Enters what is stored after the header.
+    fn describe(&mut self, body: &[u8]) {
+        self.bytes = body.len();
+        self.sha256 = hex(&Sha256::digest(body));
+    }
+
+    /// The form of a record with these fields.
+    fn form(&self) -> u32 {
+        match (self.codec == Format::JSON.name(), &self.encryption) {
+            (false, _) => NEWEST_FORMAT_VERSION,
+            (true, Some(_)) => ENCRYPTED_FORMAT_VERSION,
+            (true, None) => FORMAT_VERSION,
+        }
+    }
+
     /// What an encrypted body is bound to: everything that says what the record is.
     ///
     /// # Errors
@@ -70,7 +121,7 @@ impl Header {
     }
 }
 
-/// Makes a record of a JSON body.
+/// Makes a record of a JSON body, as it is.
 ///
 /// # Errors
 /// `Internal` when the header cannot be written as JSON.
@@ -80,44 +131,42 @@ pub fn seal(
     body: &[u8],
     saved_at: DateTime<Utc>,
 ) -> Result<Vec<u8>, BackendError> {
-    let header = Header {
-        format: FORMAT_VERSION,
-        key: key.to_owned(),
-        codec: "json".to_owned(),
-        schema,
-        bytes: body.len(),
-        sha256: hex(&Sha256::digest(body)),
-        saved_at,
-        encryption: None,
-    };
+    let codec = Format::JSON.name();
+    seal_plain(key, schema, &codec, body, saved_at)
+}
+
+/// Makes a record of a body that is encoded already.
+///
+/// # Errors
+/// As [`seal`].
+pub(super) fn seal_plain(
+    key: &str,
+    schema: u32,
+    codec: &str,
+    body: &[u8],
+    saved_at: DateTime<Utc>,
+) -> Result<Vec<u8>, BackendError> {
+    let mut header = Header::empty(key, schema, codec, saved_at, None);
+    header.describe(body);
     join(&header, body)
 }
 
-/// Makes a record of a JSON body that only who has the key can read.
+/// Makes a record of a body that is encoded already, which only who has the key can read.
 ///
 /// # Errors
 /// `Io` when there is no randomness for a nonce, `Internal` when the header cannot be written.
 pub(super) fn seal_encrypted(
     key: &str,
     schema: u32,
+    codec: &str,
     body: &[u8],
     saved_at: DateTime<Utc>,
     with: &SealingKey,
 ) -> HostResult<Vec<u8>> {
     let encryption = with.next()?;
-    let mut header = Header {
-        format: ENCRYPTED_FORMAT_VERSION,
-        key: key.to_owned(),
-        codec: "json".to_owned(),
-        schema,
-        bytes: 0,
-        sha256: String::new(),
-        saved_at,
-        encryption: Some(encryption.clone()),
-    };
+    let mut header = Header::empty(key, schema, codec, saved_at, Some(encryption.clone()));
     let body = with.encrypt(&encryption, &header.context()?, body)?;
-    header.bytes = body.len();
-    header.sha256 = hex(&Sha256::digest(&body));
+    header.describe(&body);
     Ok(join(&header, &body)?)
 }
 
@@ -154,20 +203,19 @@ pub fn unseal<'a>(key: &str, record: &'a [u8]) -> Result<(Header, &'a [u8]), Bac
         return Err(corrupt("has a header that fails its check"));
     }
     let json = format!("{fields}}}");
-    let format: Format = serde_json::from_str(&json)
+    let form: Form = serde_json::from_str(&json)
         .map_err(|error| corrupt(&format!("has a header that is not as it should be: {error}")))?;
-    if format.oxiflow > ENCRYPTED_FORMAT_VERSION {
+    if form.oxiflow > NEWEST_FORMAT_VERSION {
         let message = format!(
             "the record of `{key}` has form {}, this oxide_flow reads up to \
-             {ENCRYPTED_FORMAT_VERSION}: \
-             a newer version wrote it",
-            format.oxiflow
+             {NEWEST_FORMAT_VERSION}: a newer version wrote it",
+            form.oxiflow
         );
         return Err(BackendError::new(ErrorKind::Unsupported, message));
     }
     let header: Header = serde_json::from_str(&json)
         .map_err(|error| corrupt(&format!("has a header that is not as it should be: {error}")))?;
-    if header.encryption.is_some() != (header.format == ENCRYPTED_FORMAT_VERSION) {
+    if header.format != header.form() {
         return Err(corrupt("does not have the fields of its form"));
     }
     if header.key != key {
@@ -196,7 +244,7 @@ pub fn claimed_key(record: &[u8]) -> Option<String> {
 
 /// Enough of a header to tell whether the rest can be understood.
 #[derive(Deserialize)]
-struct Format {
+struct Form {
     oxiflow: u32,
 }
 

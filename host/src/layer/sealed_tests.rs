@@ -1,4 +1,4 @@
-//! Encrypted records: what is found out, what is refused, and how keys are replaced.
+//! Encrypted and encoded records: what is found out, what is refused, and how keys are replaced.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -10,9 +10,11 @@ use oxiflow_plugin_api::{
 };
 use sha2::{Digest, Sha256};
 
+use super::seal::seal_plain;
 use super::{Cache, KeySource, Keyring, Metrics, Records, SealedRecord};
 use crate::clock::SystemClock;
 use crate::error::ErrorKind;
+use crate::format::{self, Format};
 
 /// One process' store, in memory.
 #[derive(Default)]
@@ -190,7 +192,10 @@ fn changes_with_checksums_put_right_do_not_authenticate() {
         ("a byte of the tag", |_, body| *body.last_mut().unwrap() ^= 1),
         ("an end cut off", |_, body| body.truncate(body.len() - 1)),
         ("the schema", |header, _| header["schema"] = 1.into()),
-        ("the codec", |header, _| header["codec"] = "yaml".into()),
+        ("the codec", |header, _| {
+            header["codec"] = "yaml".into();
+            header["oxiflow"] = 3.into();
+        }),
         ("the time", |header, _| header["saved_at"] = "2020-01-01T00:00:00Z".into()),
         ("the nonce", |header, _| {
             let nonce = header["encryption"]["nonce"].as_str().unwrap().to_owned();
@@ -312,4 +317,64 @@ fn a_program_that_knows_only_form_1_refuses_the_record_as_newer() {
     assert!(stored.starts_with(b"{\"oxiflow\":2,"));
     let sealed = super::seal("state/a", 2, BODY, DateTime::UNIX_EPOCH).unwrap();
     assert!(sealed.starts_with(b"{\"oxiflow\":1,") && !sealed.contains(&b'\0'));
+}
+
+#[test]
+fn a_record_in_any_format_is_read_by_whoever_writes_another() {
+    let shelf: Arc<Shelf> = Arc::default();
+    let written = |format: &str| plain(&shelf).written_as(Format::named(format).unwrap());
+    for name in format::names() {
+        let key = format!("state/{}", name.replace('+', "-"));
+        write(&written(&name), &key);
+        let stored = shelf.bytes(&key);
+        let form = if name == "json" { 1 } else { 3 };
+        let start = format!("{{\"oxiflow\":{form},\"key\":\"{key}\",\"codec\":\"{name}\"");
+        assert!(stored.starts_with(start.as_bytes()), "{}", String::from_utf8_lossy(&stored));
+        let read = plain(&shelf).get(&call(), &key).unwrap().unwrap();
+        assert_eq!(read.body.trim_ascii_end(), BODY.trim_ascii_end(), "{name}");
+        // Sealed anew, it has the format of who does it.
+        written("msgpack").reseal(&call(), &key, &read).unwrap();
+        assert!(String::from_utf8_lossy(&shelf.bytes(&key)).contains("\"codec\":\"msgpack\""));
+        let resealed = plain(&shelf).get(&call(), &key).unwrap().unwrap();
+        assert_eq!(resealed.body, BODY.trim_ascii_end());
+    }
+}
+
+#[test]
+fn every_changed_byte_of_a_compressed_record_is_found() {
+    let shelf: Arc<Shelf> = Arc::default();
+    for keyed in [false, true] {
+        let mut records = plain(&shelf).written_as(Format::named("json+zstd").unwrap());
+        if keyed {
+            records = records.encrypted(Keyring::load(file_key(1), vec![], true).unwrap());
+        }
+        write(&records, "state/a");
+        let whole = shelf.bytes("state/a");
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1 << (at % 8);
+            shelf.place("state/a", damaged);
+            assert_eq!(kind(&records, "state/a"), ErrorKind::Corrupt, "byte {at}");
+        }
+    }
+}
+
+#[test]
+fn a_format_that_is_not_known_is_not_called_damage() {
+    let shelf: Arc<Shelf> = Arc::default();
+    let sealed = seal_plain("state/a", 2, "cbor+brotli", b"...", DateTime::UNIX_EPOCH).unwrap();
+    shelf.place("state/a", sealed);
+    let error = plain(&shelf).get(&call(), "state/a").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert_eq!(error.to_string(), "the record of `state/a` is encoded as `cbor+brotli`");
+}
+
+#[test]
+fn a_form_that_its_fields_contradict_is_corrupt() {
+    let shelf: Arc<Shelf> = Arc::default();
+    // An old program would take the body for JSON.
+    let sealed = seal_plain("state/a", 2, "msgpack", b"\x80", DateTime::UNIX_EPOCH).unwrap();
+    shelf.place("state/a", sealed);
+    forge(&shelf, "state/a", |header, _| header["oxiflow"] = 1.into());
+    assert_eq!(kind(&plain(&shelf), "state/a"), ErrorKind::Corrupt);
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use oxiflow_plugin_api::{Expected, Version};
 
 use super::identity::{Liveness, liveness, person};
@@ -43,6 +44,8 @@ pub struct Acquire<'a> {
 pub struct Acquired {
     /// The lease and its version.
     pub lease: Versioned<Lease>,
+    /// Monotonic time before the attempt that wrote it: others may have watched it since then.
+    pub attempted: Duration,
     /// Whom it was taken from, when it was not free.
     pub takeover: Option<Takeover>,
 }
@@ -90,13 +93,16 @@ pub fn acquire(
             }
             Some(lease) if lease.value.is_released() => None,
             Some(lease) => {
-                let watched = Watch::observe(&mut watch, lease.version, clock.monotonic());
+                let watch = watch.get_or_insert_with(|| Watch::begin(lease, clock.monotonic()));
+                let watched = watch.observe(lease, clock.monotonic());
                 let dead = liveness(&lease.value.holder) == Liveness::Dead;
                 // More than the time to live: the holder gives up earlier, by its own clock.
                 if !dead && watched <= lease.value.ttl() {
-                    // A lease that looks expired is watched also without being asked to wait,
-                    // since most likely it can be had soon.
-                    let patience = if lease.value.looks_expired(clock.now()) {
+                    // A lease whose time says that it has run out, or that the clocks disagree, is
+                    // watched also without being asked to wait, until it is seen to be renewed:
+                    // most likely it can be had soon.
+                    let doubtful = !watch.is_renewed && !lease.value.looks_fresh(clock.now());
+                    let patience = if doubtful {
                         request.wait.max(lease.value.ttl() + LONGEST_LOOK)
                     } else {
                         request.wait
@@ -114,11 +120,13 @@ pub fn acquire(
                 Some(Takeover { previous: lease.value.clone(), process_is_dead: dead })
             }
         };
+        let attempted = clock.monotonic();
         let lease = new_lease(request, current.as_ref(), clock);
         let expected = Expected::from(current.as_ref().map(|lease| lease.version));
         match store.save_lease(&lease, &expected, OPERATION_TIMEOUT) {
             Ok(version) => {
-                let acquired = Acquired { lease: Versioned { value: lease, version }, takeover };
+                let lease = Versioned { value: lease, version };
+                let acquired = Acquired { lease, attempted, takeover };
                 if current.is_none() && !migrates {
                     begin(store, &acquired.lease)?;
                 }
@@ -140,22 +148,31 @@ fn begin(store: &StateStore, lease: &Versioned<Lease>) -> Result<()> {
     Err(refused)
 }
 
-/// Since when a version of a lease has been seen unchanged.
+/// What was seen of a lease since it is watched.
 struct Watch {
     version: Version,
+    /// Since when this version has been seen.
     since: Duration,
+    epoch: u64,
+    renewed_at: DateTime<Utc>,
+    /// Whether its holder has renewed it meanwhile. A request of somebody else changes it too.
+    is_renewed: bool,
 }
 
 impl Watch {
+    fn begin(lease: &Versioned<Lease>, now: Duration) -> Self {
+        let Lease { epoch, renewed_at, .. } = lease.value;
+        Self { version: lease.version, since: now, epoch, renewed_at, is_renewed: false }
+    }
+
     /// Notes what is seen now, and says for how long it has been seen.
-    fn observe(watch: &mut Option<Self>, version: Version, now: Duration) -> Duration {
-        match watch {
-            Some(watch) if watch.version == version => now.saturating_sub(watch.since),
-            _ => {
-                *watch = Some(Self { version, since: now });
-                Duration::ZERO
-            }
+    fn observe(&mut self, lease: &Versioned<Lease>, now: Duration) -> Duration {
+        if self.version != lease.version {
+            let Lease { epoch, renewed_at, .. } = lease.value;
+            (self.version, self.since) = (lease.version, now);
+            self.is_renewed |= (self.epoch, self.renewed_at) != (epoch, renewed_at);
         }
+        now.saturating_sub(self.since)
     }
 }
 

@@ -145,7 +145,8 @@ struct Inner {
 }
 
 impl HeldLease {
-    /// Starts the heartbeat of a lease that was just acquired.
+    /// Starts the heartbeat of a lease that was just acquired, by an attempt that began at
+    /// `attempted` on the monotonic clock.
     ///
     /// # Errors
     /// `Io` when the thread cannot be started.
@@ -153,20 +154,21 @@ impl HeldLease {
         store: StateStore,
         clock: Arc<dyn Clock>,
         lease: Versioned<Lease>,
+        attempted: Duration,
         tempo: Tempo,
         on_event: impl Fn(LeaseEvent) + Send + Sync + 'static,
     ) -> Result<Self> {
-        Self::spawn(store, clock, lease, tempo, Arc::new(on_event))
+        Self::spawn(store, clock, lease, attempted, tempo, Arc::new(on_event))
     }
 
     fn spawn(
         store: StateStore,
         clock: Arc<dyn Clock>,
         lease: Versioned<Lease>,
+        renewed: Duration,
         tempo: Tempo,
         on_event: Arc<Callback>,
     ) -> Result<Self> {
-        let renewed = clock.monotonic();
         let inner =
             Mutex::new(Inner { lease, renewed, assured: renewed, lost: None, stopping: false });
         let shared =
@@ -219,7 +221,7 @@ impl HeldLease {
     /// Time since the attempt that last renewed the lease.
     #[must_use]
     pub fn age(&self) -> Duration {
-        self.shared.clock.monotonic().saturating_sub(self.shared.lock().renewed)
+        self.shared.age()
     }
 
     /// Time since it was last certain that the holder may go on: it renewed the lease, or its limit
@@ -303,9 +305,10 @@ impl Departed {
             ..self.lease
         };
         let expected = Expected::from(there.map(|lease| lease.version));
+        let attempted = self.clock.monotonic();
         let version = store.save_lease(&lease, &expected, OPERATION_TIMEOUT)?;
         let lease = Versioned { value: lease, version };
-        HeldLease::spawn(store.clone(), self.clock, lease, self.tempo, self.on_event)
+        HeldLease::spawn(store.clone(), self.clock, lease, attempted, self.tempo, self.on_event)
     }
 }
 
@@ -320,10 +323,15 @@ impl Shared {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn age(&self) -> Duration {
+        self.clock.monotonic().saturating_sub(self.lock().renewed)
+    }
+
     /// The body of the heartbeat thread.
     fn beat(&self) {
         let interval = self.tempo.interval;
-        let mut pause = interval;
+        // Acquiring it may have taken a while, if the answer was lost and had to be read back.
+        let mut pause = interval.saturating_sub(self.age());
         // Since when renewing fails.
         let mut failing: Option<Duration> = None;
         loop {

@@ -154,6 +154,13 @@ impl Lease {
     pub fn looks_expired(&self, now: DateTime<Utc>) -> bool {
         (now - self.renewed_at).to_std().is_ok_and(|age| age > self.ttl())
     }
+
+    /// Whether its time can be that of a live holder: within the time to live of `now`, either way.
+    /// One further ahead says nothing of its age, since the holder's clock is another one.
+    #[must_use]
+    pub fn looks_fresh(&self, now: DateTime<Utc>) -> bool {
+        (now - self.renewed_at).abs().to_std().is_ok_and(|apart| apart <= self.ttl())
+    }
 }
 
 /// Figures in the form of another version are as good as none, and no reason to call the lease of
@@ -183,6 +190,18 @@ mod tests {
         assert_eq!(lease(r#","metrics":{"logical":"of another version"}"#).unwrap().metrics, None);
         let known = lease(r#","metrics":{"measured_ms":5,"new":1}"#).unwrap();
         assert_eq!(known.metrics.unwrap().measured_ms, 5);
+    }
+
+    #[test]
+    fn a_lease_of_a_clock_that_is_far_ahead_looks_neither_expired_nor_fresh() {
+        let lease = lease("").unwrap();
+        let looks = |milliseconds| {
+            let now = lease.renewed_at + chrono::TimeDelta::milliseconds(milliseconds);
+            (lease.looks_expired(now), lease.looks_fresh(now))
+        };
+        assert_eq!([looks(0), looks(1000), looks(-1000)], [(false, true); 3]);
+        assert_eq!(looks(1001), (true, false));
+        assert_eq!(looks(-1001), (false, false));
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Keeping copies: backups of states, and the bytes of damaged ones.
 
 use base64ct::{Base64, Encoding};
-use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use serde_json::json;
 
 use super::rewrite::Kept;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::history;
 use crate::model::{Backup, Extra, PipelineName, PipelineState, Quarantined};
 use crate::store::{DamagedLease, DamagedState, ExaminedState, StateRecord, StateStore};
 
@@ -126,7 +127,7 @@ pub(super) fn quarantine_lease(
 }
 
 fn keep_bytes(store: &StateStore, kept: Quarantined) -> Result<String> {
-    let id = copy_id(kept.quarantined_at);
+    let id = id_after(None, kept.quarantined_at);
     store.save_quarantined(&Quarantined { quarantine_id: id.clone(), ..kept })?;
     Ok(id)
 }
@@ -139,7 +140,8 @@ fn keep(
     extra: Extra,
 ) -> Result<String> {
     let created_at = clock.now();
-    let backup_id = copy_id(created_at);
+    let last = store.list_backups(&state.pipeline_id)?.into_iter().next_back();
+    let backup_id = id_after(last.and_then(|last| time_of(&last.id)), created_at);
     store.save_backup(&Backup {
         backup_id: backup_id.clone(),
         created_at,
@@ -152,14 +154,14 @@ fn keep(
     Ok(backup_id)
 }
 
-/// The id of a copy made at this time: ids sort by time.
-fn copy_id(time: DateTime<Utc>) -> String {
-    let unique = ulid::Ulid::generate().to_string().to_lowercase();
-    // The last digits of a ulid are random.
-    format!("{}-{}", time.format(ID_TIME), &unique[unique.len() - 6..])
+/// The id of a copy made now, after the one that was made at `last`: the newest one is that which
+/// was made last, whatever the clocks of the machines say.
+fn id_after(last: Option<DateTime<Utc>>, now: DateTime<Utc>) -> String {
+    history::id_after(last, now, TimeDelta::milliseconds(1), ID_TIME)
 }
 
-/// When the copy of this id was made; `None` when it is no id of ours.
+/// When the copy of this id was made, or a moment after the one before it if that was made by a clock
+/// that is ahead; `None` when it is no id of ours.
 pub(super) fn time_of(copy_id: &str) -> Option<DateTime<Utc>> {
     let (time, _) = copy_id.split_once('-')?;
     NaiveDateTime::parse_from_str(time, ID_TIME).ok().map(|time| time.and_utc())
@@ -172,7 +174,7 @@ mod tests {
     #[test]
     fn an_id_tells_when_the_copy_was_made() {
         let time = DateTime::from_timestamp_millis(1_795_000_000_679).unwrap();
-        assert_eq!(time_of(&copy_id(time)), Some(time));
+        assert_eq!(time_of(&id_after(None, time)), Some(time));
         for foreign in ["", "-", "latest", "20261123-fzz1x1", "20261399T000000.000Z-fzz1x1"] {
             assert_eq!(time_of(foreign), None, "{foreign}");
         }

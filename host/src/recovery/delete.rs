@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::history::{self, Event};
 use crate::lease::{Worker, WorkerStatus};
 use crate::model::{HistoryKind, PipelineName};
-use crate::store::{ExaminedState, StateStore};
+use crate::store::{ExaminedState, ListedBackup, StateStore};
 
 /// Which state to delete, and how.
 pub struct Deletion<'a> {
@@ -154,13 +154,10 @@ fn take_away(store: &StateStore, pipeline: &PipelineName, stored: &ExaminedState
 }
 
 fn delete_copies(store: &StateStore, pipeline: &PipelineName) -> Result<usize> {
-    let mut deleted = 0;
-    for backup in store.list_backups(pipeline)? {
-        deleted += usize::from(store.delete_backup(pipeline, &backup.id)?);
-    }
-    for quarantined in store.list_quarantined(pipeline)? {
-        deleted += usize::from(store.delete_quarantined(pipeline, &quarantined.id)?);
-    }
+    let ids =
+        |listed: Vec<ListedBackup>| listed.into_iter().map(|copy| copy.id).collect::<Vec<_>>();
+    let deleted = store.delete_backups(pipeline, &ids(store.list_backups(pipeline)?))?
+        + store.delete_quarantined(pipeline, &ids(store.list_quarantined(pipeline)?))?;
     Ok(deleted + history::prune(store, pipeline, 0, false)?.len())
 }
 

@@ -53,6 +53,7 @@ pub fn under_lease<T>(
         store.clone(),
         Arc::clone(clock),
         acquired.lease,
+        acquired.attempted,
         Tempo::every(LEASE_TTL / 3),
         |event| tracing::debug!(?event, "during an administrative change"),
     )?;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
+use super::inspect::document_of;
 use super::rewrite::{Rewrite, RewriteOptions, Rewritten, detach, rewrite};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +24,8 @@ pub struct Import<'a> {
     pub source: &'a str,
     /// On whose behalf, and how.
     pub options: RewriteOptions<'a>,
+    /// Whether the pipeline's own rules let the new state in.
+    pub accept: &'a dyn Fn(&Value) -> Result<()>,
 }
 
 /// Replaces the state of a pipeline.
@@ -34,6 +37,7 @@ pub fn import(store: &StateStore, clock: &Arc<dyn Clock>, import: Import<'_>) ->
     let pipeline = import.pipeline;
     let mut state = read_state(import.document, pipeline)?;
     detach(&mut state);
+    (import.accept)(&document_of(&state)?)?;
     let why = format!("from {}", import.source);
     let request = Rewrite {
         pipeline,

@@ -522,6 +522,21 @@ fn a_full_store_does_not_give_up_the_state_of_a_worker_that_may_be_alive_elsewhe
 }
 
 #[test]
+fn the_newest_backup_is_the_one_that_was_made_last_whatever_the_clocks_say() {
+    let world = World::new();
+    world.go_to(HOUR);
+    world.save("c1");
+    let ahead = world.back_up("manual");
+    world.go_to(0);
+    world.save("c2");
+    let behind = world.back_up("manual");
+    assert!(ahead < behind);
+    assert_eq!(world.find(Wanted::Latest).unwrap().state.last_processed_id, "c2");
+    let one = Retention { max_age: Duration::from_secs(86_400), keep: 1 };
+    assert_eq!(world.prune(one), [ahead]);
+}
+
+#[test]
 fn copies_that_need_not_be_kept_make_room_for_a_copy() {
     let world = World::new();
     world.save("c1");

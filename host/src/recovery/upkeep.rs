@@ -77,8 +77,11 @@ pub fn prune_backups(
     }
     let protected = newest_verified(store, pipeline, &listed)?;
     let expired = plan_retention(&candidates, protected.as_deref(), retention, now);
-    for copy in expired.iter().filter(|_| !dry_run) {
-        store.delete_backup(pipeline, &copy.id)?;
+    if dry_run {
+        return Ok(expired);
+    }
+    store.delete_backups(pipeline, &ids(&expired))?;
+    for copy in &expired {
         let (backup_id, why) = (&copy.id, copy.why.as_str());
         tracing::info!(target: "oxide_flow::state", %pipeline, backup_id, why, "Backup removed");
     }
@@ -100,10 +103,14 @@ pub fn prune_quarantined(
     let candidates = candidates(&store.list_quarantined(pipeline)?);
     let by_age = Retention { keep: 0, ..retention };
     let expired = plan_retention(&candidates, None, by_age, now);
-    for copy in expired.iter().filter(|_| !dry_run) {
-        store.delete_quarantined(pipeline, &copy.id)?;
+    if !dry_run {
+        store.delete_quarantined(pipeline, &ids(&expired))?;
     }
     Ok(expired)
+}
+
+fn ids(expired: &[Expired]) -> Vec<String> {
+    expired.iter().map(|copy| copy.id.clone()).collect()
 }
 
 /// Says whether a scheduled backup is due: when the newest backup is older than `interval` and

@@ -199,6 +199,11 @@ impl Run {
     pub(super) fn degraded_end(&self) -> Option<Error> {
         let degraded = self.degraded.as_ref()?;
         let (pipeline, run) = (&self.state.pipeline_id, &self.state.run_id);
+        // A process that was suspended may come here before its heartbeat has seen the time.
+        if self.lease.as_ref().is_some_and(|held| held.doubt() > safe_time(held.lease().ttl())) {
+            let expired = LostReason::Expired { cause: degraded.cause.clone(), outage: true };
+            return Some(self.where_it_is(expired.to_error(pipeline)));
+        }
         let how = match self.state.status {
             PipelineStatus::Paused => "was stopped",
             status => status.as_str(),

@@ -142,7 +142,8 @@ impl Run {
         let tempo = Tempo { interval: request.heartbeat_interval, limit };
         let lease = acquired.lease;
         let epoch = lease.value.epoch;
-        let held = HeldLease::start(store.clone(), Arc::clone(clock), lease, tempo, on_event)?;
+        let (shared, attempted) = (Arc::clone(clock), acquired.attempted);
+        let held = HeldLease::start(store.clone(), shared, lease, attempted, tempo, on_event)?;
         if let Some(takeover) = &acquired.takeover {
             after_takeover(takeover);
         }

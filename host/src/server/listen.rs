@@ -11,7 +11,7 @@
 use std::net::ToSocketAddrs;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -59,7 +59,23 @@ pub(super) fn bind(listen: &str) -> Result<std::net::TcpListener> {
     })
 }
 
-/// Serves until a signal ends it.
+/// Notes SIGTERM and SIGINT from here on, until the server listens for them itself: for whoever has
+/// told somebody that it serves. Process 1 of a container would miss them, and any other would not
+/// end in order.
+///
+/// # Errors
+/// `Io` when the handlers cannot be installed.
+pub fn expect_end() -> Result<Arc<AtomicBool>> {
+    let ended = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&ended)).map_err(|error| {
+            Error::new(ErrorKind::Io, "cannot install a signal handler").because(error)
+        })?;
+    }
+    Ok(ended)
+}
+
+/// Serves until a signal ends it, or at once when one has, as `ended` notes.
 ///
 /// # Errors
 /// `Io` when the socket or a signal handler cannot be used.
@@ -68,9 +84,13 @@ pub(super) async fn run(
     socket: std::net::TcpListener,
     tls: Option<Arc<ServerConfig>>,
     reload: &Reload,
+    ended: &AtomicBool,
 ) -> Result<()> {
     let cannot = |error| Error::new(ErrorKind::Io, "cannot use the socket").because(error);
     let mut signals = Signals::new()?;
+    if ended.load(Ordering::SeqCst) {
+        return Ok(());
+    }
     let tls = tls.map(TlsAcceptor::from);
     loop {
         let (closing, closed) = watch::channel(false);

@@ -3,10 +3,10 @@
 
 use std::time::SystemTime;
 
-use oxiflow_plugin_api::{Call, Expected};
+use oxiflow_plugin_api::Expected;
 
-use super::{AUXILIARY_SCHEMA, OPERATION_TIMEOUT, StateStore, keys, with_state};
-use crate::error::{Error, Result};
+use super::{AUXILIARY_SCHEMA, StateStore, keys, with_state};
+use crate::error::Result;
 use crate::model::{Backup, PipelineName, Quarantined};
 
 /// A copy as the storage lists it, without reading it.
@@ -57,14 +57,14 @@ impl StateStore {
             .map_err(|error| error.while_doing(format!("cannot list the backups of `{pipeline}`")))
     }
 
-    /// Deletes a backup; `false` when it is not there.
+    /// Deletes backups, and says how many were there.
     ///
     /// # Errors
-    /// As the storage fails.
-    pub fn delete_backup(&self, pipeline: &PipelineName, id: &str) -> Result<bool> {
-        self.delete_copy(&keys::backup(pipeline, id)).map_err(|error| {
-            error.while_doing(format!("cannot delete backup `{id}` of `{pipeline}`"))
-        })
+    /// As the storage fails; some may be deleted then.
+    pub fn delete_backups(&self, pipeline: &PipelineName, ids: &[String]) -> Result<usize> {
+        let keys: Vec<_> = ids.iter().map(|id| keys::backup(pipeline, id)).collect();
+        self.delete_records(&keys)
+            .map_err(|error| error.while_doing(format!("cannot delete backups of `{pipeline}`")))
     }
 
     /// The pipelines that have backups, by name; also those that have no state any more.
@@ -114,13 +114,14 @@ impl StateStore {
         })
     }
 
-    /// Deletes quarantined bytes; `false` when they are not there.
+    /// Deletes quarantined bytes, and says how many of the records were there.
     ///
     /// # Errors
-    /// As the storage fails.
-    pub fn delete_quarantined(&self, pipeline: &PipelineName, id: &str) -> Result<bool> {
-        self.delete_copy(&keys::quarantined(pipeline, id)).map_err(|error| {
-            error.while_doing(format!("cannot delete quarantined `{id}` of `{pipeline}`"))
+    /// As the storage fails; some may be deleted then.
+    pub fn delete_quarantined(&self, pipeline: &PipelineName, ids: &[String]) -> Result<usize> {
+        let keys: Vec<_> = ids.iter().map(|id| keys::quarantined(pipeline, id)).collect();
+        self.delete_records(&keys).map_err(|error| {
+            error.while_doing(format!("cannot delete what is quarantined of `{pipeline}`"))
         })
     }
 
@@ -140,10 +141,5 @@ impl StateStore {
             modified: row.modified,
         });
         Ok(listed.collect())
-    }
-
-    fn delete_copy(&self, key: &str) -> Result<bool> {
-        let call = Call::within(OPERATION_TIMEOUT);
-        self.records.delete(&call, key, &Expected::Any).map_err(Error::from)
     }
 }

@@ -1,9 +1,9 @@
 //! The history of pipelines in the store, under `history/<pipeline>/<id>`.
 
-use oxiflow_plugin_api::{Call, Expected};
+use oxiflow_plugin_api::Expected;
 
-use super::{AUXILIARY_SCHEMA, OPERATION_TIMEOUT, StateStore, keys, with_state};
-use crate::error::{Error, Result};
+use super::{AUXILIARY_SCHEMA, StateStore, keys, with_state};
+use crate::error::Result;
 use crate::model::{HistoryRecord, PipelineName};
 
 impl StateStore {
@@ -59,16 +59,14 @@ impl StateStore {
         self.first_names(keys::HISTORY, "cannot list the histories")
     }
 
-    /// Deletes a history record, if it is there.
+    /// Deletes history records, as far as they are there.
     ///
     /// # Errors
-    /// As the storage fails.
-    pub fn delete_history(&self, pipeline: &PipelineName, history_id: &str) -> Result<()> {
-        let key = keys::history(pipeline, history_id);
-        let call = Call::within(OPERATION_TIMEOUT);
-        self.records.delete(&call, &key, &Expected::Any).map(drop).map_err(|error| {
-            let what = format!("cannot delete history record `{history_id}` of `{pipeline}`");
-            Error::from(error).while_doing(what)
+    /// As the storage fails; some may be deleted then.
+    pub fn delete_history(&self, pipeline: &PipelineName, ids: &[String]) -> Result<()> {
+        let keys: Vec<_> = ids.iter().map(|id| keys::history(pipeline, id)).collect();
+        self.delete_records(&keys).map(drop).map_err(|error| {
+            error.while_doing(format!("cannot delete history records of `{pipeline}`"))
         })
     }
 }

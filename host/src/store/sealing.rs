@@ -104,19 +104,30 @@ impl StateStore {
         self.records.reseal(&Call::within(OPERATION_TIMEOUT), key, &sealed.0.record)
     }
 
-    /// Writes a record of another store: as the bytes that are stored there, so that both stores
-    /// are equal byte by byte, or sealed again with its time where this store seals otherwise.
+    /// Writes records of another store: as the bytes that are stored there, so that both stores
+    /// are equal byte by byte, or sealed again with their time where this store seals otherwise.
     ///
     /// # Errors
-    /// `Conflict` when `expected` does not hold; otherwise as the storage fails.
-    pub fn save_sealed(&self, key: &str, sealed: &Sealed, expected: &Expected) -> Result<Version> {
+    /// `Conflict` when what is expected of one does not hold; otherwise as the storage fails. Some
+    /// may be written then.
+    pub fn save_sealed(&self, records: &[(&str, Sealed, Expected)]) -> Result<()> {
         let call = Call::within(OPERATION_TIMEOUT);
-        if self.is_current(sealed)? {
-            return self.records.put_sealed(&call, key, &sealed.0.bytes, expected);
-        }
-        let Record { schema, body, saved_at, .. } = &sealed.0.record;
-        let bytes = self.records.seal(&call, key, *schema, body, *saved_at)?;
-        self.records.put_sealed(&call, key, &bytes, expected)
+        let sealed = records.iter().map(|(key, sealed, expected)| {
+            let bytes = if self.is_current(sealed)? {
+                sealed.0.bytes.clone()
+            } else {
+                let Record { schema, body, saved_at, .. } = &sealed.0.record;
+                self.records.seal(&call, key, *schema, body, *saved_at)?
+            };
+            Ok(((*key).to_owned(), bytes, *expected))
+        });
+        let sealed = sealed.collect::<Result<Vec<_>>>()?;
+        let results = self.records.put_sealed_all(&call, &sealed)?;
+        let failed = results.into_iter().zip(records).find_map(|(result, (key, ..))| {
+            let error = Error::from(result.err()?);
+            Some(error.while_doing(format!("cannot write the record of `{key}`")))
+        });
+        failed.map_or(Ok(()), Err)
     }
 
     /// Seals something of a pipeline that the storage could not take.

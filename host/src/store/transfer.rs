@@ -3,8 +3,11 @@
 use oxiflow_plugin_api::{Call, Expected, Version};
 
 use super::{AUXILIARY_SCHEMA, OPERATION_TIMEOUT, StateStore, Versioned, keys};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Migration, PipelineName};
+
+/// How many records are deleted in one call.
+const BATCH: usize = 256;
 
 /// Keys under [`keys::MIGRATION`].
 pub(super) const OUTGOING: &str = "migration/outgoing";
@@ -99,11 +102,20 @@ impl StateStore {
     /// # Errors
     /// As the storage fails.
     pub fn delete_record(&self, key: &str) -> Result<()> {
-        let call = Call::within(OPERATION_TIMEOUT);
-        let deleted = self.records.delete(&call, key, &Expected::Any).map_err(Error::from);
-        deleted
+        self.delete_records(&[key.to_owned()])
             .map(drop)
             .map_err(|error| error.while_doing(format!("cannot delete the record of `{key}`")))
+    }
+
+    /// Deletes records of whatever kind, and says how many were there.
+    ///
+    /// # Errors
+    /// As the storage fails; some may be deleted then.
+    pub fn delete_records(&self, keys: &[String]) -> Result<usize> {
+        keys.chunks(BATCH).try_fold(0, |deleted, keys| {
+            let call = Call::within(OPERATION_TIMEOUT);
+            Ok(deleted + self.records.delete_all(&call, keys)?)
+        })
     }
 
     fn migration(&self, key: &str) -> Result<Option<Versioned<Migration>>> {

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Subcommand};
 
 use crate::cli::moment::Moment;
+use crate::format::{self, Format};
 use crate::model::PipelineName;
 
 #[derive(Debug, Subcommand)]
@@ -31,8 +33,13 @@ pub(in crate::cli) enum StateCommand {
         #[arg(allow_hyphen_values = true)]
         pipeline: PipelineName,
         /// The format
-        #[arg(long, value_enum, default_value_t)]
-        format: ExportFormat,
+        #[arg(
+            long,
+            value_name = "FORMAT",
+            value_parser = PossibleValuesParser::new(format::names()).try_map(|name| Format::named(&name)),
+            default_value = "json"
+        )]
+        format: Format,
         /// The file [default: standard output]
         #[arg(long, short, value_name = "FILE")]
         output: Option<PathBuf>,
@@ -51,9 +58,12 @@ Example:
         /// The pipeline
         #[arg(allow_hyphen_values = true)]
         pipeline: PipelineName,
-        /// The file, JSON or YAML; `-` for standard input
+        /// The file, in any format of `state export`; `-` for standard input
         #[arg(long, short, value_name = "FILE")]
         file: PathBuf,
+        /// Import it although it breaks a rule of the pipeline's file
+        #[arg(long)]
+        ignore_rules: bool,
         /// Do not ask
         #[arg(long, short)]
         yes: bool,
@@ -496,11 +506,4 @@ pub(in crate::cli) struct StateListArgs {
     /// Print JSON
     #[arg(long)]
     pub(in crate::cli) json: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, ValueEnum)]
-pub(in crate::cli) enum ExportFormat {
-    #[default]
-    Json,
-    Yaml,
 }

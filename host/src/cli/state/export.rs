@@ -1,4 +1,4 @@
-//! `oxide_flow state export`: the state of a pipeline as JSON or YAML, for `state import`.
+//! `oxide_flow state export`: the state of a pipeline in any format, for `state import`.
 
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
@@ -9,35 +9,33 @@ use base64ct::{Base64, Encoding};
 
 use super::existing_state;
 use crate::app::App;
-use crate::cli::args::ExportFormat;
-use crate::cli::ui::Ui;
+use crate::cli::ui::{self, Ui};
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::Format;
 use crate::model::PipelineName;
 
 pub(super) fn run(
     app: &App,
     pipeline: &PipelineName,
-    format: ExportFormat,
+    format: Format,
     output: Option<&Path>,
     ui: &Ui,
 ) -> Result<ExitCode> {
     let state = existing_state(app, pipeline)?;
-    let failed = |error: Box<dyn std::error::Error + Send + Sync>| {
+    let json = serde_json::to_vec(&state).map_err(|error| {
         let message = format!("cannot write the state of pipeline `{pipeline}`");
         Error::new(ErrorKind::Internal, message).because(error)
-    };
-    let text = match format {
-        ExportFormat::Json => {
-            serde_json::to_string_pretty(&state).map_err(|error| failed(error.into()))? + "\n"
-        }
-        ExportFormat::Yaml => {
-            serde_saphyr::to_string(&state).map_err(|error| failed(error.to_string().into()))?
-        }
-    };
+    })?;
+    let bytes = format.encode_for_people(&json)?;
     match output {
-        None => ui.raw(&text),
+        None if !format.is_text() && ui::shows_data() => {
+            let message = format!("`{}` is not for a terminal", format.name());
+            return Err(Error::new(ErrorKind::Usage, message)
+                .hint("name a file with `--output`, or pass it on to a program"));
+        }
+        None => ui.bytes(&bytes),
         Some(file) => {
-            write(file, text.as_bytes())?;
+            write(file, &bytes)?;
             ui.aside(&format!("wrote {}", file.display()));
         }
     }

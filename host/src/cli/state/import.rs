@@ -7,16 +7,27 @@ use std::time::Duration;
 use crate::app::App;
 use crate::cli::ui::{Ui, number_of};
 use crate::cli::{read_file, whoami};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, chain};
+use crate::format::Format;
 use crate::model::PipelineName;
 use crate::recovery::{Import, import};
+use crate::rules::{self, Violation};
+
+/// What goes beside the file.
+pub(super) struct How {
+    /// Whether the pipeline's own rules do not count.
+    pub(super) ignore_rules: bool,
+    /// Whether nobody is asked.
+    pub(super) yes: bool,
+    /// How long a live worker is waited for.
+    pub(super) wait: Duration,
+}
 
 pub(super) fn run(
     app: &App,
     pipeline: &PipelineName,
     file: &Path,
-    yes: bool,
-    wait: Duration,
+    how: &How,
     ui: &Ui,
 ) -> Result<ExitCode> {
     let shown = match file.to_str() {
@@ -31,11 +42,16 @@ pub(super) fn run(
             .hint("export one with `oxide_flow state export` to see what it looks like"));
     }
     if super::tell_what_is_replaced(app, pipeline, ui)? {
-        confirm(yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
+        confirm(how.yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
     }
     let who = whoami();
-    let options = super::rewrite_options(app, &who, wait);
-    let request = Import { pipeline, document, source: &shown, options };
+    let options = super::rewrite_options(app, &who, how.wait);
+    let rules = super::rules_of(app, pipeline)?;
+    let accept = |state: &serde_json::Value| {
+        let violations = rules::check(&rules, pipeline, state, &app.config.project_dir)?;
+        accept(pipeline, &violations, how, ui)
+    };
+    let request = Import { pipeline, document, source: &shown, options, accept: &accept };
     let imported = import(&app.store, &app.clock, request)?;
     super::tell_kept(imported.kept.as_ref(), ui);
     let state = &imported.state;
@@ -46,6 +62,22 @@ pub(super) fn run(
         state.version
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Tells what the rules of the pipeline object to.
+///
+/// # Errors
+/// `Invalid` when they do not let the state in.
+fn accept(pipeline: &PipelineName, violations: &[Violation], how: &How, ui: &Ui) -> Result<()> {
+    for found in violations {
+        super::validate::print_violation(found, |text| ui.aside(text));
+    }
+    let broken = violations.iter().find(|found| found.is_error() && !how.ignore_rules);
+    broken.map_or(Ok(()), |found| {
+        let message = format!("the document breaks the rule `{}` of `{pipeline}`", found.rule);
+        Err(Error::new(ErrorKind::Invalid, message)
+            .hint("nothing was changed; mend it, or import it all the same with `--ignore-rules`"))
+    })
 }
 
 /// Asks before a state is replaced.
@@ -66,15 +98,26 @@ pub(in crate::cli) fn confirm(yes: bool, ui: &Ui, question: &str) -> Result<()> 
     }
 }
 
-/// Reads a document from a text. JSON is tried first; whatever is not JSON is read as YAML.
-pub(super) fn parse(shown: &str, text: &str) -> Result<serde_json::Value> {
-    match serde_json::from_str(text) {
-        Ok(document) => Ok(document),
-        Err(json) => serde_saphyr::from_str(text).map_err(|yaml| {
-            let looks_like_json = text.trim_start().starts_with('{');
-            let cause = if looks_like_json { json.to_string() } else { yaml.to_string() };
-            let message = format!("{shown} is neither JSON nor YAML");
-            Error::new(ErrorKind::Invalid, message).because(cause)
-        }),
-    }
+/// Reads a document in whatever format it seems to have.
+pub(super) fn parse(shown: &str, bytes: &[u8]) -> Result<serde_json::Value> {
+    let read = Format::read_any(bytes).and_then(|(format, json)| {
+        serde_json::from_slice(&json).map_err(|error| {
+            let message = format!("it is no document in the format {}", format.name());
+            Error::new(ErrorKind::Invalid, message).because(error)
+        })
+    });
+    read.map_err(|error| {
+        // Whoever wrote JSON wants to know what is wrong with it as such.
+        let is_json = bytes.trim_ascii_start().starts_with(b"{");
+        let json = serde_json::from_slice::<serde_json::Value>(bytes).err();
+        match (json.filter(|_| is_json), std::str::from_utf8(bytes)) {
+            (Some(json), _) => unreadable(shown, json.to_string()),
+            (None, Ok(_)) => unreadable(shown, chain(&error)),
+            (None, Err(_)) => error.while_doing(format!("cannot read {shown}")),
+        }
+    })
+}
+
+fn unreadable(shown: &str, cause: String) -> Error {
+    Error::new(ErrorKind::Invalid, format!("{shown} is neither JSON nor YAML")).because(cause)
 }

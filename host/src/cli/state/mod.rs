@@ -33,8 +33,9 @@ use std::time::Duration;
 
 use super::args::{Global, StateCommand};
 use super::ui::{Ui, number_of, time};
-use super::{open_app, open_app_for_reading};
+use super::{env, open_app, open_app_for_reading};
 use crate::app::App;
+use crate::config::{Rule, has_file, load_pipeline};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::Worker;
 use crate::model::{PipelineName, PipelineState};
@@ -61,8 +62,9 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
                 None => export::run(&app, pipeline, *format, output, ui),
             }
         }
-        StateCommand::Import { pipeline, file, yes, wait } => {
-            import::run(&app, pipeline, file, *yes, *wait, ui)
+        StateCommand::Import { pipeline, file, ignore_rules, yes, wait } => {
+            let how = import::How { ignore_rules: *ignore_rules, yes: *yes, wait: *wait };
+            import::run(&app, pipeline, file, &how, ui)
         }
         StateCommand::Unlock { pipeline, force } => unlock::run(&app, pipeline, *force, ui),
         StateCommand::Upgrade(args) => upgrade::run(&app, args, ui),
@@ -156,4 +158,15 @@ fn tell_kept(kept: Option<&Kept>, ui: &Ui) {
 fn rewrite_options<'a>(app: &App, who: &'a str, wait: Duration) -> RewriteOptions<'a> {
     let state = &app.config.state;
     RewriteOptions { who, backup: state.backup_enabled, history_keep: state.history_keep, wait }
+}
+
+/// The rules that a pipeline's file has for its states; none when it has no file.
+///
+/// # Errors
+/// `Configuration` when the file is not valid.
+fn rules_of(app: &App, pipeline: &PipelineName) -> Result<Vec<Rule>> {
+    if !has_file(&app.config, pipeline.as_str()) {
+        return Ok(Vec::new());
+    }
+    Ok(load_pipeline(&app.config, pipeline.as_str(), &env)?.rules)
 }

@@ -11,9 +11,19 @@ use crate::cli::exit;
 use crate::cli::ui::{Ui, number_of};
 use crate::error::{Error, Result, chain};
 use crate::model::PipelineName;
-use crate::model::validate::Finding;
+use crate::model::validate::{Finding, Severity};
 use crate::recovery::{Inspection, inspect};
+use crate::rules::{self, Violation};
 use crate::store::ExaminedState;
+
+/// What is wrong with a state, by a rule of ours or of the pipeline's file. Both have the same
+/// fields.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Found {
+    Ours(Finding),
+    Theirs(Violation),
+}
 
 /// What is printed of a pipeline.
 #[derive(Serialize)]
@@ -22,10 +32,13 @@ struct Row {
     valid: bool,
     errors: usize,
     warnings: usize,
-    findings: Vec<Finding>,
+    findings: Vec<Found>,
     notes: Vec<String>,
     /// Why nothing can be said.
     error: Option<String>,
+    /// Whether a repair has anything to look at.
+    #[serde(skip)]
+    repairable: bool,
     #[serde(skip)]
     cause: Option<Error>,
 }
@@ -37,7 +50,7 @@ pub(super) fn run(app: &App, args: &ValidateArgs, ui: &Ui) -> Result<ExitCode> {
             if matches!(inspection.state, ExaminedState::Absent) && inspection.findings.is_empty() {
                 super::existing_state(app, pipeline)?;
             }
-            vec![Row::of(inspection)]
+            vec![Row::of(app, inspection)?]
         }
         None => all(app)?,
     };
@@ -71,7 +84,9 @@ fn all(app: &App) -> Result<Vec<Row>> {
             {
                 None
             }
-            Ok(found) => Some(Row::of(found)),
+            Ok(found) => {
+                Some(Row::of(app, found).unwrap_or_else(|error| Row::failed(pipeline, error)))
+            }
             Err(error) => Some(Row::failed(pipeline, error)),
         }
     });
@@ -79,18 +94,36 @@ fn all(app: &App) -> Result<Vec<Row>> {
 }
 
 impl Row {
-    fn of(inspection: Inspection) -> Self {
-        let errors = inspection.errors();
-        Self {
+    /// The findings of an inspection, and those of the pipeline's own rules about a document that
+    /// is whole: what is damaged would break them for another reason.
+    fn of(app: &App, inspection: Inspection) -> Result<Self> {
+        let ours = inspection.errors();
+        let rules = super::rules_of(app, &inspection.pipeline)?;
+        let project = &app.config.project_dir;
+        let theirs = match &inspection.document {
+            Some(document) if ours == 0 => {
+                rules::check(&rules, &inspection.pipeline, document, project)?
+            }
+            _ => Vec::new(),
+        };
+        let errors = ours + theirs.iter().filter(|found| found.is_error()).count();
+        let findings = inspection.findings.into_iter().map(Found::Ours);
+        let findings: Vec<_> = findings.chain(theirs.into_iter().map(Found::Theirs)).collect();
+        let mut notes = inspection.notes;
+        if ours > 0 && !rules.is_empty() {
+            notes.push("the rules of its pipeline file were not tried".to_owned());
+        }
+        Ok(Self {
             valid: errors == 0,
             errors,
-            warnings: inspection.findings.len() - errors,
+            warnings: findings.len() - errors,
+            repairable: ours > 0,
             pipeline: inspection.pipeline,
-            findings: inspection.findings,
-            notes: inspection.notes,
+            findings,
+            notes,
             error: None,
             cause: None,
-        }
+        })
     }
 
     fn failed(pipeline: PipelineName, error: Error) -> Self {
@@ -100,6 +133,7 @@ impl Row {
             errors: 0,
             warnings: 0,
             findings: Vec::new(),
+            repairable: false,
             notes: Vec::new(),
             error: Some(chain(&error)),
             cause: Some(error),
@@ -123,12 +157,15 @@ fn print(row: &Row, ui: &Ui) {
     }
     ui.line(&line);
     for found in &row.findings {
-        print_finding(found, ui);
+        match found {
+            Found::Ours(found) => print_finding(found, ui),
+            Found::Theirs(found) => print_violation(found, |text| ui.line(text)),
+        }
     }
     for note in &row.notes {
         ui.note(note);
     }
-    if !row.valid {
+    if row.repairable {
         ui.aside(&format!(
             "see what a repair would do with `oxide_flow state repair {pipeline} --dry-run`"
         ));
@@ -137,14 +174,21 @@ fn print(row: &Row, ui: &Ui) {
 
 /// What is wrong, and what would be done about it.
 pub(super) fn print_finding(found: &Finding, ui: &Ui) {
-    ui.line(&format!("  {} {}", found.severity.as_str(), found.rule.name()));
-    let lines = [
-        ("field", found.field.as_str()),
-        ("found", &found.found),
-        ("expected", &found.expected),
-        ("repair", &found.repair.to_string()),
-    ];
-    for (name, text) in lines.iter().filter(|(_, text)| !text.is_empty()) {
-        ui.line(&format!("    {name:8}  {text}"));
+    let repair = found.repair.to_string();
+    let fields = [&found.field, &found.found, &found.expected, &repair].map(String::as_str);
+    print_fields(found.severity, &found.rule.name(), fields, |text| ui.line(text));
+}
+
+/// What is wrong by a rule of the pipeline's file.
+pub(super) fn print_violation(found: &Violation, print: impl Fn(&str)) {
+    let fields = [found.field.as_str(), &found.found, &found.expected, found.repair];
+    print_fields(found.severity, &found.rule, fields, print);
+}
+
+fn print_fields(severity: Severity, rule: &str, fields: [&str; 4], print: impl Fn(&str)) {
+    print(&format!("  {} {rule}", severity.as_str()));
+    let lines = ["field", "found", "expected", "repair"].into_iter().zip(fields);
+    for (name, text) in lines.filter(|(_, text)| !text.is_empty()) {
+        print(&format!("    {name:8}  {text}"));
     }
 }

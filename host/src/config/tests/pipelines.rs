@@ -73,7 +73,7 @@ fn misspelt_keys_of_a_step_are_told() {
         ");
     insta::assert_snapshot!(Project::pipeline_error("steps: []\n"), @"
         pipelines/x.yaml:1:1: unknown key `steps`
-        hint: valid here: pipeline, metadata, environment
+        hint: valid here: pipeline, metadata, environment, rules
         ");
     insta::assert_snapshot!(Project::pipeline_error("pipeline: [a]\n"), @"pipelines/x.yaml:1:12: a step is `a`, expected a mapping of keys to values");
 }

@@ -31,8 +31,9 @@ use zeroize::Zeroizing;
 
 use super::wire::{self, Fields, Frame, Outgoing, Put, What};
 use crate::error::{Error, Result, chain};
-use crate::plugin::check::CheckedLibrary;
+use crate::plugin::check::Candidate;
 use crate::plugin::loader::Library;
+use crate::plugin::trust::Trust;
 
 /// The hidden command.
 pub const COMMAND: &str = "host-plugin";
@@ -232,7 +233,7 @@ impl Child {
         let mut body = Vec::new();
         body.put_u64(storage.capabilities().bits());
         body.put_u8(u8::from(storage.supports_batch()));
-        *self.storage.write().unwrap_or_else(PoisonError::into_inner) = Some(storage.into());
+        *self.storage.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(storage));
         Ok(Answer { what: What::Done, value: body, rest: Vec::new() })
     }
 }
@@ -297,7 +298,7 @@ fn die() {
 
 /// Loads the library and asks it what it is.
 fn load(file: &Path, library: OwnedFd) -> Result<(Library, Vec<u8>)> {
-    let checked = CheckedLibrary::handed_over(file, library)?;
+    let checked = Candidate::passed(file, File::from(library))?.checked(&Trust::default())?;
     let library = Library::load(checked)?;
     let description = library.describe();
     let mut body = Vec::new();
