@@ -130,7 +130,13 @@ fn an_isolated_sqlite_backend_conforms() {
 fn an_isolated_backend_in_c_conforms() {
     let _alone = alone();
     let folder = TempDir::new().expect("a folder");
-    conforms(&Apart::of(&wild(folder.path())));
+    let made = Command::new("make")
+        .args(["--silent", "--directory"])
+        .arg(kit::repository().join("plugins/example-c"))
+        .arg(format!("OUTPUT={}", folder.path().display()))
+        .status();
+    assert!(made.expect("make starts").success());
+    conforms(&Apart::of(&folder.path().join("liboxiflow_backend_cfolder.so")));
 }
 
 #[test]
