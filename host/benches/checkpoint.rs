@@ -1,5 +1,5 @@
-//! What a durable checkpoint costs beside the bare system calls, and what loading a plugin and
-//! starting the program cost. `cargo bench -p oxide_flow`.
+//! What a durable checkpoint costs beside the bare system calls, what a process of its own costs a
+//! plugin's calls, and what loading a plugin and starting the program cost. `cargo bench -p oxide_flow`.
 //!
 //! Everything is interleaved in one run, so that the ratios hold although absolute figures drift;
 //! payloads differ from write to write. Prints medians.
@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use oxide_flow::manager::StateManager;
 use oxide_flow::model::{PipelineName, PipelineState, Progress};
-use oxide_flow::plugin::Plugin;
-use oxiflow_plugin_api::{Call, Expected};
+use oxide_flow::plugin::{Plugin, Trust};
+use oxiflow_plugin_api::{Call, Expected, Storage};
 
 const ROUNDS: usize = 400;
 const PROCESS_ROUNDS: usize = 100;
@@ -27,6 +27,7 @@ fn main() {
         .expect("a folder on the disk that holds the build");
     let plugins = build_plugins();
     checkpoints(folder.path(), &plugins);
+    isolation(folder.path(), &plugins);
     loading(folder.path(), &plugins);
     processes(folder.path(), &plugins);
     for name in ["file", "memory"] {
@@ -89,6 +90,48 @@ fn bare_replace(folder: &Path, payload: &[u8]) {
     file.sync_all().expect("a sync");
     std::fs::rename(&temporary, &target).expect("a rename");
     File::open(folder).expect("a folder").sync_all().expect("a sync");
+}
+
+/// What a process of its own costs a plugin's calls, which have 2 KiB.
+fn isolation(folder: &Path, plugins: &Path) {
+    let program = plugins.join("oxide_flow");
+    for name in ["file", "memory"] {
+        let mut options = serde_json::Map::new();
+        if name == "file" {
+            options.insert("state_dir".into(), "isolated".into());
+        }
+        let library = library(plugins, name);
+        let here = Plugin::load(&library).expect("the plugin");
+        let apart = Plugin::load_apart(&library, &Trust::default(), &program).expect("a process");
+        let here = here.open(&options, folder).expect("a store");
+        let apart = apart.open(&options, folder).expect("a store");
+        let call = Call::unbounded();
+        let [mut put_here, mut put_apart, mut get_here, mut get_apart] = [const { Vec::new() }; 4];
+        for round in 0..ROUNDS {
+            let value = payload(2048, round);
+            let put = |storage: &dyn Storage| {
+                timed(|| {
+                    storage.put(&call, "state/bench", &value, &Expected::Any).expect("a write");
+                })
+            };
+            let get = |storage: &dyn Storage| {
+                timed(|| {
+                    storage.get(&call, "state/bench").expect("a read").expect("a value");
+                })
+            };
+            put_here.push(put(&*here));
+            put_apart.push(put(&*apart));
+            get_here.push(get(&*here));
+            get_apart.push(get(&*apart));
+        }
+        for (what, mut here, mut apart) in
+            [("put", put_here, put_apart), ("get", get_here, get_apart)]
+        {
+            let base = median(&mut here);
+            show(&format!("{name} plugin: {what}, in process"), base, base);
+            show(&format!("{name} plugin: {what}, isolated"), median(&mut apart), base);
+        }
+    }
 }
 
 fn loading(folder: &Path, plugins: &Path) {
