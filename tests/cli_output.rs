@@ -73,7 +73,7 @@ fn the_help_of_the_whole_shows_every_command() {
       pipeline  Look at pipeline files
       state     Look at and change the state of pipelines
       worker    Look at and stop workers
-      plugin    Look at backend plugins
+      plugin    Look at, install and verify backend plugins
       serve     Serve the store over HTTP: for other hosts, for programs, for monitoring
       maintain  Make the backups that are due and remove what need not be kept, once; for cron
       migrate   Move all pipelines to another store

@@ -287,7 +287,7 @@ fn an_export_to_a_file_is_whole_private_and_replaces_an_older_one() {
     exit 2
     --- stderr
     error: invalid value 'xml' for '--format <FORMAT>'
-      [possible values: json, yaml]
+      [possible values: json, msgpack, yaml, json+zstd, msgpack+zstd, yaml+zstd]
 
       tip: a similar value exists: 'yaml'
 

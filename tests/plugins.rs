@@ -12,11 +12,19 @@ mod kit;
 mod accepted;
 #[path = "plugins/bench.rs"]
 mod bench;
+#[path = "plugins/install.rs"]
+mod install;
 #[path = "plugins/panics.rs"]
 mod panics;
+#[path = "plugins/pins.rs"]
+mod pins;
 #[path = "plugins/refused.rs"]
 mod refused;
 #[path = "plugins/search.rs"]
 mod search;
+#[path = "plugins/signed.rs"]
+mod signed;
+#[path = "plugins/swap.rs"]
+mod swap;
 #[path = "plugins/trust.rs"]
 mod trust;

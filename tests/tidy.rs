@@ -11,6 +11,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("config", &["format"]),
     ("plugin", &[]),
+    ("certify", &["plugin"]),
     ("format", &[]),
     ("layer", &["format"]),
     ("store", &["model", "layer"]),
@@ -31,6 +32,7 @@ const EVERYBODY: &[&str] = &["error", "clock", "metrics", "redact"];
 const UNSAFE: &[&str] = &[
     "plugin-api/src/abi.rs",
     "plugin-api/src/abi/connection.rs",
+    "plugin-api/src/abi/connection/rough.rs",
     "plugin-api/src/export.rs",
     "host/src/plugin/loader.rs",
 ];

@@ -4,7 +4,9 @@
 //! A backend is one entry in [`main`]: how to open it, and what to do by hand in its place. The two
 //! are interleaved in one run, so that the ratios hold although absolute figures drift. Writes are
 //! as durable as the plugin makes them: the stores lie on the disk that holds the build, servers
-//! sync every write. Prints medians of single calls, and calls per second of several threads.
+//! sync every write. Prints medians of single calls, calls per second of several threads, what a
+//! batch costs beside its parts, how long a listing of many keys takes, and the memory of 10,000
+//! states.
 
 #![expect(clippy::expect_used, reason = "a bench that cannot be set up fails")]
 
@@ -15,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use oxide_flow::plugin::Plugin;
-use oxiflow_plugin_api::{Call, Expected, Storage};
+use oxiflow_plugin_api::{BatchMode, Call, Change, Expected, Storage};
 use serde_json::{Value, json};
 
 /// Calls of each kind by one thread alone.
@@ -27,6 +29,10 @@ const SPELL: Duration = Duration::from_secs(3);
 const BYTES: usize = 2048;
 /// How many keys the listing has.
 const KEYS: usize = 100_000;
+/// How many changes a batch has.
+const BATCH: usize = 100;
+/// How many states are weighed.
+const STATES: usize = 10_000;
 /// How many threads write them.
 const FILLERS: usize = 32;
 
@@ -46,18 +52,18 @@ fn main() {
 
     let quick = json!({ "atomic_writes": false });
     let file = Backend::open(&plugins, folder, "file", &json!({}), &quick);
-    file.measure(&mut Files(folder.join("bare")));
+    file.measure(&mut Files(folder.join("bare")), None);
 
     let quick = json!({ "synchronous": "normal" });
     let sqlite = Backend::open(&plugins, folder, "sqlite", &json!({}), &quick);
-    sqlite.measure(&mut Sqlite::new(&folder.join("bare.db")));
+    sqlite.measure(&mut Sqlite::new(&folder.join("bare.db")), None);
 
     match RedisServer::start(folder) {
         Some(server) => {
             let options = json!({ "url": server.url });
             let quick = json!({ "url": server.url, "pool_size": FILLERS });
             let redis = Backend::open(&plugins, folder, "redis", &options, &quick);
-            redis.measure(&mut Redis::new(&server.url));
+            redis.measure(&mut Redis::new(&server.url), Some(server.process.id()));
         }
         None => println!("redis: skipped, redis-server is not installed"),
     }
@@ -88,9 +94,12 @@ impl Backend {
         Self { name, storage: open(options), quick: open(quick) }
     }
 
-    fn measure(&self, by_hand: &mut dyn ByHand) {
+    /// `server` is the process that keeps what is stored, if that is another one.
+    fn measure(&self, by_hand: &mut dyn ByHand, server: Option<u32>) {
         println!("\n{}", self.name);
         self.beside(by_hand);
+        self.batches();
+        self.states(server);
         for threads in THREADS {
             let put = self.together(threads, |key, round| self.put(key, &payload(round)));
             let get = self.together(threads, |key, _| {
@@ -119,6 +128,52 @@ impl Backend {
             let ratio = time / bare;
             println!("  {what} {time:>9.1} µs    by hand {bare:>9.1} µs    {ratio:>5.2}×");
         }
+    }
+
+    /// As many changes in one call and one by one.
+    fn batches(&self) {
+        if !self.storage.supports_batch() {
+            return;
+        }
+        let value = payload(0);
+        let keys: Vec<_> = (0..BATCH).map(|number| format!("state/batch-{number}")).collect();
+        let [mut together, mut single] = [const { Vec::new() }; 2];
+        for _ in 0..CALLS / BATCH * 3 {
+            single.push(timed(|| keys.iter().for_each(|key| self.put(key, &value))));
+            together.push(timed(|| {
+                let changes: Vec<_> =
+                    keys.iter().map(|key| Change::put(key, &value, Expected::Any)).collect();
+                let mode = BatchMode::Independent;
+                let results = self.storage.apply(&Call::unbounded(), &changes, mode);
+                assert!(results.expect("a batch").iter().all(Result::is_ok));
+            }));
+        }
+        let (together, single) = (median(&mut together), median(&mut single));
+        let ratio = together / single;
+        println!(
+            "  batch of {BATCH} {together:>9.1} µs    one by one {single:>9.1} µs    {ratio:>5.2}×"
+        );
+    }
+
+    /// What many states cost in memory, here and in the server, once they were all written and read.
+    fn states(&self, server: Option<u32>) {
+        let call = Call::unbounded();
+        let here = std::process::id();
+        let before = (resident(here), server.map(resident));
+        for number in 0..STATES {
+            let (key, value) = (format!("many/{number:05}"), payload(number));
+            self.quick.put(&call, &key, &value, &Expected::Any).expect("a write");
+        }
+        for number in 0..STATES {
+            let entry = self.storage.get(&call, &format!("many/{number:05}")).expect("a read");
+            assert_eq!(entry.expect("a value").value.len(), BYTES);
+        }
+        let grown = |before: u64, pid: u32| resident(pid).saturating_sub(before) / 1024;
+        let there = server
+            .zip(before.1)
+            .map(|(pid, before)| format!(", {} MiB in the server", grown(before, pid) / 1024));
+        let here = grown(before.0, here);
+        println!("  {STATES} states     {here:>9} KiB here{}", there.unwrap_or_default());
     }
 
     /// Calls per second of several threads, each with a key of its own.
@@ -290,6 +345,14 @@ impl Drop for RedisServer {
         self.process.kill().unwrap_or_default();
         self.process.wait().map(drop).unwrap_or_default();
     }
+}
+
+/// The memory that a process has, in bytes.
+fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kibibytes * 1024
 }
 
 fn build_plugins() -> PathBuf {

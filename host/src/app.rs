@@ -2,25 +2,36 @@
 //!
 //! config → plugin → backend → layers → store, in this order, and nowhere else.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use oxiflow_plugin_api::{BackendError, Capabilities, Storage};
 
 use crate::clock::{Clock, SystemClock};
-use crate::config::{Config, EncryptionSection, Env, KeyPlace, Pipeline, RepairSection};
+use crate::config::{
+    Config, EncryptionSection, Env, Isolation, KeyPlace, Pipeline, PluginTrust, RepairSection,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{self, KeySource, Keyring, Records};
 use crate::lease::{person, safe_time, this_process};
 use crate::model::PipelineName;
-use crate::plugin::{OptionProblem, Plugin, SearchPath};
+use crate::plugin::{
+    self, OptionProblem, POLICY_VARIABLE, Plugin, Policy, SearchPath, Trust, TrustLevel,
+};
 use crate::recovery::{AutoRepair, Spool, Upkeep, auto_repair};
 use crate::runner::{Fallback, RunRequest};
 use crate::store::StateStore;
 
 /// The backend that keeps state for one process only; used when `state.enabled` is false.
 const MEMORY: &str = "memory";
+
+/// The name of the program's file.
+const PROGRAM: &str = "oxide_flow";
+
+/// The variable that names the program for those that embed the library.
+const PROGRAM_VARIABLE: &str = "OXIFLOW_PROGRAM";
 
 /// A project with its state store opened.
 pub struct App {
@@ -81,7 +92,11 @@ impl App {
         } else {
             (MEMORY, &empty)
         };
-        let plugin = Plugin::find(backend, &search)?;
+        let trust = plugin_trust(&config, env)?;
+        let plugin = match config.plugins.isolation {
+            Isolation::None => Plugin::find(backend, &search, &trust)?,
+            Isolation::Process => Plugin::find_apart(backend, &search, &trust, &program(env)?)?,
+        };
         check_options(&config, &plugin, &plugin.problems(options))?;
         let (storage, mut records) = match plugin.open(options, &config.project_dir) {
             Ok(storage) => {
@@ -98,6 +113,12 @@ impl App {
         }
         let store = StateStore::new(records);
         Ok(Self { config, store, backend: storage, clock, plugin })
+    }
+
+    /// Ends the processes of isolated plugins, before this process becomes another program. The
+    /// next call on the store starts one again.
+    pub fn close_plugin_processes() {
+        plugin::close_all();
     }
 
     /// Why state kept by this backend is lost or invisible, in words; `None` for a backend that
@@ -208,8 +229,42 @@ impl App {
 /// `Configuration` when `OXIFLOW_PLUGIN_PATH` names a relative folder.
 pub fn search_path(config: &Config, env: &Env<'_>) -> Result<SearchPath> {
     let executable = std::env::current_exe().ok();
-    let variable = env("OXIFLOW_PLUGIN_PATH");
-    SearchPath::new(&config.plugins.path, variable.as_deref(), executable.as_deref())
+    let (variable, home) = (env("OXIFLOW_PLUGIN_PATH"), env("HOME"));
+    let configured = &config.plugins.path;
+    SearchPath::new(configured, variable.as_deref(), home.as_deref(), executable.as_deref())
+}
+
+/// What the machine and this project ask of a plugin before it is loaded.
+///
+/// # Errors
+/// `Configuration` when a policy, a key or a lock is not as it must be.
+pub fn plugin_trust(config: &Config, env: &Env<'_>) -> Result<Trust> {
+    let level = match config.plugins.trust {
+        PluginTrust::Any => TrustLevel::Any,
+        PluginTrust::Pinned => TrustLevel::Pinned,
+        PluginTrust::Signed => TrustLevel::Signed,
+    };
+    let file = config.shown(config.file.as_deref().unwrap_or(&config.project_dir));
+    let keys = &config.plugins.trusted_keys;
+    let project = Policy::of_project(&file, &config.project_dir, level, keys)?;
+    Trust::of_machine(env(POLICY_VARIABLE).as_deref())?.and(project)
+}
+
+/// The program that isolated plugins run in: this one, also after its file was replaced. A program
+/// that embeds the library has to name it.
+fn program(env: &Env<'_>) -> Result<PathBuf> {
+    if let Some(named) = env(PROGRAM_VARIABLE) {
+        return Ok(named.into());
+    }
+    let name = std::env::current_exe().ok();
+    // The system adds ` (deleted)` to the name of a file that was replaced.
+    let ours = name.as_deref().and_then(Path::file_name).and_then(OsStr::to_str);
+    if ours.is_some_and(|name| name.trim_end_matches(" (deleted)") == PROGRAM) {
+        return Ok("/proc/self/exe".into());
+    }
+    let message = "`plugins.isolation` is `process`, and this program is not oxide_flow";
+    Err(Error::new(ErrorKind::Configuration, message)
+        .hint(format!("set `{PROGRAM_VARIABLE}` to the path of the program `{PROGRAM}`")))
 }
 
 /// The keys that the configuration names.

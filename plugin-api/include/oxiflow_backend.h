@@ -32,8 +32,7 @@
  *
  * The clauses that a backend keeps (whole values, durability, compare-and-swap, versions that are
  * never reused, ordered listings, ...) are C1 to C14 in the documentation of the Rust trait
- * `oxiflow_plugin_api::Backend`. Load the plugin from Rust and run
- * `oxiflow_plugin_api::conformance` on it to prove them.
+ * `oxiflow_plugin_api::Backend`. `oxide_flow plugin certify FILE` proves that a library keeps them.
  */
 #ifndef OXIFLOW_BACKEND_H
 #define OXIFLOW_BACKEND_H

@@ -8,6 +8,7 @@
 
 pub mod disk;
 pub mod example;
+pub mod python;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -263,14 +264,21 @@ impl Served {
 
     /// As [`start`](Self::start), with these variables.
     pub fn start_with(project: &Project, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command =
+            project.command(["serve", "--listen", "127.0.0.1:0"].iter().chain(arguments));
+        command.envs(variables.iter().copied());
+        Self::from(project, command)
+    }
+
+    /// As [`start`](Self::start), under another program.
+    pub fn start_under(project: &Project, wrapper: &[&str]) -> Self {
+        Self::from(project, project.command_under(wrapper, ["serve", "--listen", "127.0.0.1:0"]))
+    }
+
+    fn from(project: &Project, mut command: Command) -> Self {
         let log = std::fs::File::create(project.path().join("server.log")).expect("a log");
-        let mut child = project
-            .command(["serve", "--listen", "127.0.0.1:0"].iter().chain(arguments))
-            .envs(variables.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("the program starts");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(log).spawn().expect("the program starts");
         let stdout = child.stdout.take().expect("a pipe");
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).expect("a line");

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use crate::kit::{Project, Ran, build_cdylib, plugin_library, repository};
+use oxide_flow::plugin::Plugin;
+
+use crate::kit::{Project, Ran, build_cdylib, plugin_library, repository, skipped};
 
 /// A project that keeps its state in the backend `tiny`, and a folder where that is looked for.
 pub struct Bench {
@@ -89,6 +91,40 @@ impl Bench {
         self.hide(&used.stderr)
     }
 
+    /// A build of `tiny` as its author ships it, with its manifest, in a folder that is not
+    /// searched. Returns the library.
+    pub fn built(&self, version: &str, flags: &[&str]) -> PathBuf {
+        let folder = self.project.path().join("author").join(version);
+        make_folder(&folder);
+        let library = folder.join("liboxiflow_backend_tiny.so");
+        let said = text("VERSION", version);
+        compile(&library, &[flags, &[said.as_str()]].concat());
+        self.describe(&library);
+        library
+    }
+
+    /// Writes the manifest of a library.
+    pub fn describe(&self, library: &Path) {
+        let ran = self.run(&["plugin", "manifest", library.to_str().unwrap()]).expect(0);
+        std::fs::write(library.with_extension("toml"), ran.stdout).unwrap();
+    }
+
+    /// Installs a library.
+    pub fn install(&self, library: &Path) -> Ran {
+        self.run(&["plugin", "install", library.to_str().unwrap()])
+    }
+
+    /// The version of `tiny` that is found now, as the library itself says.
+    pub fn used_version(&self) -> String {
+        Plugin::load(&self.library()).unwrap().description().version.clone()
+    }
+
+    /// Adds lines to the project's file.
+    pub fn configure(&self, lines: &str) {
+        let text = self.project.read("oxiflow.yaml") + lines;
+        self.project.write("oxiflow.yaml", &text);
+    }
+
     /// A text without the folder that changes from run to run.
     pub fn hide(&self, text: &str) -> String {
         text.replace(self.project.path().to_str().unwrap(), "[project]")
@@ -145,4 +181,14 @@ pub fn install_rust(bench: &Bench, name: &str) {
     let library = bench.library_of(name);
     std::fs::copy(folder.join(format!("libfixture_{name}.so")), &library).unwrap();
     set_mode(&library, 0o755);
+}
+
+/// Whether a tool can be used; otherwise the test that needs it is skipped.
+pub fn available(tool: &str) -> bool {
+    let available = Command::new(tool).arg("-V").output().is_ok()
+        || Command::new(tool).arg("-v").output().is_ok();
+    if !available {
+        skipped(&format!("{tool} is missing"));
+    }
+    available
 }

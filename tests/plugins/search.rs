@@ -76,14 +76,20 @@ fn the_list_shows_which_file_is_used_and_which_are_shadowed() {
     let ran = bench.run(&["plugin", "list"]).expect(0);
     let ours = plugin_folder().to_str().unwrap();
     let shown = bench.hide(&ran.stdout).replace(ours, "[program]");
+    let digests = regex::Regex::new("[0-9a-f]{12}").unwrap();
+    let shown = digests.replace_all(&shown, "[digest]");
     // How wide the columns are depends on what else was built beside the program.
     let rows = shown.lines().filter(|line| !line.contains("/") || line.starts_with("file "));
     let rows = rows.map(|row| row.split_whitespace().collect::<Vec<_>>().join(" "));
     assert_snapshot!(rows.collect::<Vec<_>>().join("\n"), @r#"
-    BACKEND STATUS VERSION ABI PROMISES FILE
-    file in use 1.0 1.1 - [project]/plugins/liboxiflow_backend_file.so
-    file shadowed 0.1.0 1.1 durable, multi_process [program]/liboxiflow_backend_file.so
+    BACKEND STATUS VERSION ABI DIGEST TRUST PROMISES FILE
+    file in use 1.0 1.1 [digest] unpinned - [project]/plugins/liboxiflow_backend_file.so
+    file shadowed 0.1.0 1.1 [digest] unpinned durable, multi_process [program]/liboxiflow_backend_file.so
     "#);
+    // And why the other lost.
+    let told = bench.hide(&ran.stderr).replace(ours, "[program]");
+    let told = told.lines().find(|line| line.contains("_file.so"));
+    assert_snapshot!(told.unwrap(), @"note: [program]/liboxiflow_backend_file.so (beside the program) is not used: [project]/plugins/liboxiflow_backend_file.so is found before it");
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Signals: ending without breaking off, and making room for a new program without losing a
 //! request.
 
+use std::fs::Permissions;
 use std::io::Write;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -69,6 +71,58 @@ fn reloading_five_times_under_load_fails_no_request() {
     assert_eq!(served.running.pid(), pid, "it is the same process for whoever watches it");
     let log = project.read("server.log");
     assert!(!log.contains("Not reloaded"), "{log}");
+}
+
+/// A newly installed plugin comes into use by a reload; a request that is made meanwhile does not
+/// fail, and a plugin that is not the pinned one replaces nothing.
+#[test]
+fn reloading_uses_the_plugin_that_was_installed_last_and_fails_no_request() {
+    let project = Project::new(QUICK);
+    let folder = project.path().join("plugins");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o755)).expect("a mode");
+    let configured = format!("{QUICK}plugins: {{path: {:?}, trust: pinned}}\n", folder.display());
+    project.write("oxiflow.yaml", &configured);
+    let bytes = std::fs::read(plugin_library("file")).expect("a library");
+    // Bytes after the end of an ELF file are not part of the library, and change its digest.
+    let install = |build: &[u8]| {
+        let name = "liboxiflow_backend_file.so";
+        let library = project.path().join(name);
+        std::fs::write(&library, [&bytes[..], build].concat()).expect("a library");
+        std::fs::set_permissions(&library, Permissions::from_mode(0o755)).expect("a mode");
+        let manifest = project.run(&["plugin", "manifest", name]).expect(0).stdout;
+        std::fs::write(library.with_extension("toml"), manifest).expect("a manifest");
+        project.run(&["plugin", "install", name]).expect(0);
+    };
+    install(b"first");
+    let served = Served::start(&project, &[]);
+    let (going, requests) = (AtomicBool::new(true), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let storage = client(&served.url);
+            while going.load(Ordering::Relaxed) {
+                let call = Call::within(PATIENCE);
+                storage.put(&call, "loaded", b"value", &Expected::Any).expect("a put");
+                requests.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        for build in ["second", "third"] {
+            let before = requests.load(Ordering::Relaxed);
+            wait_for("requests", || (requests.load(Ordering::Relaxed) > before + 20).then_some(()));
+            install(build.as_bytes());
+            reload(&served);
+        }
+        going.store(false, Ordering::Relaxed);
+    });
+    let log = project.read("server.log");
+    assert!(!log.contains("Not reloaded"), "{log}");
+    // What nobody pinned takes over from none.
+    let before = started_at(served.address());
+    let library = folder.join("liboxiflow_backend_file.so").canonicalize().expect("a file");
+    std::fs::write(&library, [&bytes[..], b"unknown"].concat()).expect("a library");
+    served.running.signal("-HUP");
+    wait_for("the refusal", || project.read("server.log").contains("Not reloaded").then_some(()));
+    assert_eq!(started_at(served.address()), before);
 }
 
 #[test]

@@ -18,6 +18,8 @@ use crate::error::{Error, ErrorKind, Result, chain};
 struct Report {
     healthy: bool,
     backend: String,
+    /// Whether its plugin runs in a process of its own.
+    isolated: bool,
     durable: Option<bool>,
     latency_ms: Option<f64>,
     used_bytes: Option<u64>,
@@ -63,6 +65,7 @@ pub(super) fn run(global: &Global, json: bool, ui: &Ui) -> Result<ExitCode> {
 
 fn check(app: &App, report: &mut Report) -> Result<()> {
     report.backend.clone_from(&app.plugin.description().name);
+    report.isolated = app.plugin.is_isolated();
     report.durable = Some(app.store.capabilities().contains(Capabilities::DURABLE));
     let health = app.store.health().map_err(|error| doing(error, "the backend is not well"))?;
     report.latency_ms = health.latency.map(milliseconds);
@@ -90,9 +93,10 @@ fn print(report: &Report, ui: &Ui) {
         Some(false) => "no",
         None => "unknown",
     };
+    let of_its_own = if report.isolated { ", in a process of its own" } else { "" };
     let mut pairs = vec![
         ("Healthy", if report.healthy { "yes" } else { "no" }.to_owned()),
-        ("Backend", report.backend.clone()),
+        ("Backend", report.backend.clone() + of_its_own),
         ("Durable", durable.to_owned()),
         ("Latency", ms(report.latency_ms)),
         ("Write", ms(report.write_ms)),

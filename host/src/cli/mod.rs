@@ -29,8 +29,10 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::app::App;
+use crate::certify::child as certify;
 use crate::config::{BACKEND_VARIABLE, Config, ProjectLocation};
 use crate::error::{Error, ErrorKind, Result};
+use crate::plugin as plugin_process;
 use crate::runner::{singer, supervisor};
 use args::{Arguments, Command, Global};
 use ui::Ui;
@@ -50,6 +52,20 @@ pub fn main() -> ExitCode {
         && command == singer::COMMAND
     {
         return ExitCode::from(u8::try_from(singer::run(pair)).unwrap_or(1));
+    }
+    if let [_, command, library] = arguments.as_slice()
+        && command == plugin_process::ISOLATION_COMMAND
+    {
+        return plugin_process::run_child(library);
+    }
+    // Nothing of this process may speak beside the plugin that is tested in it.
+    if let [_, command] = arguments.as_slice() {
+        if command == certify::TEST_COMMAND {
+            return ExitCode::from(certify::test());
+        }
+        if command == certify::WORKER_COMMAND {
+            return ExitCode::from(certify::worker());
+        }
     }
     let parsed = match Arguments::try_parse_from(arguments) {
         Ok(parsed) => parsed,

@@ -46,6 +46,7 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
         environment: &app.config.environment,
         hidden_variables: hidden_variables(&app.config),
         checkpoint_interval: app.config.state.checkpoint_interval,
+        stop_timeout: app.config.settings.stop_timeout,
         // Still the same program when the file is replaced during the run.
         executable: PathBuf::from("/proc/self/exe"),
         open_store: &|file| super::open_other(file).map(|app| app.store),

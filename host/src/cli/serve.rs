@@ -10,7 +10,7 @@ use super::ui::Ui;
 use super::{env, load_config};
 use crate::app::App;
 use crate::error::{Error, ErrorKind, Result};
-use crate::server::{Reload, Server, expect_reloads};
+use crate::server::{Reload, Server, expect_end, expect_reloads};
 
 /// The hidden argument with which a program checks that it could serve.
 const CHECK: &str = "--check";
@@ -47,6 +47,7 @@ pub(super) fn run(global: &Global, args: &ServeArgs, ui: &Ui) -> Result<ExitCode
         ui.warning(&reservation);
     }
     let listening = Listening { url: server.url(), pid: std::process::id() };
+    let ended = expect_end()?;
     // When nobody reads it, the server serves all the same.
     if args.json {
         ui.pass_on(ui.document("server", &listening)?.trim_end());
@@ -54,6 +55,6 @@ pub(super) fn run(global: &Global, args: &ServeArgs, ui: &Ui) -> Result<ExitCode
         ui.pass_on(&format!("serving on {}", listening.url));
     }
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    server.run(app, &Reload { program, arguments, check: CHECK })?;
+    server.run(app, &Reload { program, arguments, check: CHECK }, &ended)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -114,16 +114,7 @@ impl Ui {
 
     /// An error with its causes and the remedy.
     pub(super) fn error(&self, error: &Error) {
-        let mut text = format!("{RED}error:{RED:#} {error}");
-        let mut cause = error.source();
-        while let Some(next) = cause {
-            text.push_str(&format!("\n  caused by: {next}"));
-            cause = next.source();
-        }
-        if let Some(hint) = error.hint_text() {
-            text.push_str(&format!("\n{CYAN}hint:{CYAN:#} {hint}"));
-        }
-        self.aside(&text);
+        self.aside(&told(error, &format!("{RED}error:{RED:#}"), &format!("{CYAN}hint:{CYAN:#}")));
     }
 
     /// Asks a question that is answered with yes or no; anything but yes is no. `None` when there
@@ -137,6 +128,24 @@ impl Ui {
         std::io::stdin().read_line(&mut answer).ok()?;
         Some(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
     }
+}
+
+/// An error with its causes and the remedy, as text without colour.
+pub(super) fn plain(error: &Error) -> String {
+    told(error, "error:", "hint:")
+}
+
+fn told(error: &Error, mark: &str, hint_mark: &str) -> String {
+    let mut text = format!("{mark} {error}");
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(&format!("\n  caused by: {next}"));
+        cause = next.source();
+    }
+    if let Some(hint) = error.hint_text() {
+        text.push_str(&format!("\n{hint_mark} {hint}"));
+    }
+    text
 }
 
 /// Whether standard output is a terminal, where bytes that are no text do harm.

@@ -35,7 +35,7 @@ pub use fallback::FallbackSection;
 pub use pipeline::{
     Metadata, Pipeline, PipelineFile, default_pipeline, has_file, list_pipelines, load_pipeline,
 };
-pub use project::{PROJECT_FILE, PluginsSection, ProjectSection, Settings};
+pub use project::{Isolation, PROJECT_FILE, PluginTrust, PluginsSection, ProjectSection, Settings};
 pub use repair::RepairSection;
 pub use rule::{Rule, RuleTest};
 pub use server::{ServerSection, TlsSection};

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::error::{ConfigError, Mark, suggestion};
 use super::section::{self, Section};
@@ -31,6 +32,7 @@ const MISPLACED: &[(&str, &str)] = &[
     ("backend", "it belongs under `state:`"),
     ("backend_config", "it belongs under `state:`"),
     ("listen", "it belongs under `server:`"),
+    ("stop_timeout", "it belongs under `settings:`"),
     ("environments", "there is one set of settings; vary values with `${NAME:-default}`"),
 ];
 
@@ -45,7 +47,7 @@ pub struct ProjectSection {
     pub description: Option<String>,
 }
 
-/// Where things are. All paths are absolute.
+/// Where things are, with absolute paths, and how steps are ended.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The folder of the pipeline files; default `pipelines`.
@@ -54,11 +56,18 @@ pub struct Settings {
     pub output_dir: Option<PathBuf>,
     /// The folder of Oxis of the original program; read and not used.
     pub oxis_dir: Option<PathBuf>,
+    /// How long a step that is asked to end may take before it is killed; default ten seconds.
+    pub stop_timeout: Duration,
 }
 
 impl Settings {
     pub(super) fn defaults(project_dir: &Path) -> Self {
-        Self { pipeline_dir: project_dir.join("pipelines"), output_dir: None, oxis_dir: None }
+        Self {
+            pipeline_dir: project_dir.join("pipelines"),
+            output_dir: None,
+            oxis_dir: None,
+            stop_timeout: Duration::from_secs(10),
+        }
     }
 }
 
@@ -67,6 +76,34 @@ impl Settings {
 pub struct PluginsSection {
     /// Folders to search before all others, absolute, in order.
     pub path: Vec<PathBuf>,
+    /// Whether the backend's code runs in a process of its own.
+    pub isolation: Isolation,
+    /// What must be known of a plugin before it is loaded, beside what the machine asks for.
+    pub trust: PluginTrust,
+    /// Minisign public keys of those whose signatures are taken.
+    pub trusted_keys: Vec<String>,
+}
+
+/// What stands between a plugin and the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Isolation {
+    /// Nothing: it is loaded into the process.
+    #[default]
+    None,
+    /// A process of its own, which may crash or hang without the host.
+    Process,
+}
+
+/// What must be known of a plugin before it is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PluginTrust {
+    /// That nobody but root or the user can have put it there.
+    #[default]
+    Any,
+    /// Also that its digest is in `plugins.lock`.
+    Pinned,
+    /// Also that a trusted key signed it.
+    Signed,
 }
 
 /// A project that was found.
@@ -200,7 +237,7 @@ fn read_project(shown: &Path, node: &Node) -> Result<ProjectSection, ConfigError
 }
 
 fn read_settings(shown: &Path, node: &Node, project_dir: &Path) -> Result<Settings, ConfigError> {
-    let keys = ["pipeline_dir", "output_dir", "oxis_dir"];
+    let keys = ["pipeline_dir", "output_dir", "oxis_dir", "stop_timeout"];
     let settings = Section::open(shown, "`settings`", node, &keys)?;
     let folder = |key| -> Result<Option<PathBuf>, ConfigError> {
         Ok(settings.nonempty_text(key)?.map(|path| within(project_dir, path)))
@@ -210,11 +247,13 @@ fn read_settings(shown: &Path, node: &Node, project_dir: &Path) -> Result<Settin
         pipeline_dir: folder("pipeline_dir")?.unwrap_or(defaults.pipeline_dir),
         output_dir: folder("output_dir")?,
         oxis_dir: folder("oxis_dir")?,
+        stop_timeout: settings.duration("stop_timeout")?.unwrap_or(defaults.stop_timeout),
     })
 }
 
 fn read_plugins(shown: &Path, node: &Node) -> Result<PluginsSection, ConfigError> {
-    let plugins = Section::open(shown, "`plugins`", node, &["path"])?;
+    let keys = ["path", "isolation", "trust", "trusted_keys"];
+    let plugins = Section::open(shown, "`plugins`", node, &keys)?;
     let path = plugins.nonempty_texts("path")?;
     // A checkout of somebody else's project must not choose the code that looks at its state.
     if let Some(relative) = path.iter().find(|path| !Path::new(path).is_absolute()) {
@@ -226,7 +265,30 @@ fn read_plugins(shown: &Path, node: &Node) -> Result<PluginsSection, ConfigError
         ));
     }
     let path = path.into_iter().map(|path| tidy(Path::new(path))).collect();
-    Ok(PluginsSection { path })
+    let isolation = match plugins.text("isolation")? {
+        None | Some("none") => Isolation::None,
+        Some("process") => Isolation::Process,
+        Some(other) => {
+            let at = plugins.get("isolation").map_or(node.at, |node| node.at);
+            let message = format!("`{other}` is no isolation");
+            return Err(plugins.error(at, message).with_hint(
+                "`process` runs the backend in a process of its own, `none` in that of oxide_flow",
+            ));
+        }
+    };
+    let trust = match plugins.text("trust")? {
+        None | Some("any") => PluginTrust::Any,
+        Some("pinned") => PluginTrust::Pinned,
+        Some("signed") => PluginTrust::Signed,
+        Some(other) => {
+            let at = plugins.get("trust").map_or(node.at, |node| node.at);
+            let message = format!("`{}` is no policy for plugins", other.escape_debug());
+            return Err(plugins.error(at, message).with_hint("write `any`, `pinned` or `signed`"));
+        }
+    };
+    let trusted_keys = plugins.nonempty_texts("trusted_keys")?;
+    let trusted_keys = trusted_keys.into_iter().map(str::to_owned).collect();
+    Ok(PluginsSection { path, isolation, trust, trusted_keys })
 }
 
 fn within(project_dir: &Path, path: &str) -> PathBuf {

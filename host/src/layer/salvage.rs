@@ -80,10 +80,13 @@ pub fn salvage(key: &str, record: &[u8], keyring: Option<&Keyring>) -> Option<Sa
     Some(Salvage { body, is_verified })
 }
 
-/// A body as JSON, in the format that its header names.
+/// A body as JSON, in the format that its header names if it still names one.
 fn decoded(header: &Header, body: &[u8]) -> Option<Vec<u8>> {
-    let format = header.format().ok()?;
-    if format == Format::JSON { Some(body.to_vec()) } else { format.decode(body).ok() }
+    match header.format() {
+        Ok(format) if format == Format::JSON => Some(body.to_vec()),
+        Ok(format) => format.decode(body).ok(),
+        Err(_) => guessed(body),
+    }
 }
 
 /// A body as JSON, in a format that no header names any more.

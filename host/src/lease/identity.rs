@@ -4,11 +4,21 @@
 //! numbers for different processes. Boot id, pid namespace and start time make it unique. Machines
 //! that were cloned while they ran have even these in common, so the host name must agree too before
 //! a process is called dead.
+//!
+//! The name in a worker's id is for people. It is the host's, unless [`NAME_VARIABLE`] has a
+//! better one; nothing is guessed from where the process seems to run.
 
+use std::ffi::OsStr;
 use std::fs;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::Holder;
+
+/// The variable with the name that a worker's id begins with, instead of the host's name.
+const NAME_VARIABLE: &str = "OXIFLOW_WORKER_NAME";
+
+/// The longest such name, as long as the names of systemd's units may be.
+const LONGEST_NAME: usize = 255;
 
 /// What can be said of a worker's process from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,23 +54,42 @@ pub fn person() -> String {
 /// This process as a lease holder, under a new worker id.
 ///
 /// # Errors
-/// `Io` when /proc cannot be read.
+/// `Io` when /proc cannot be read, `Configuration` when [`NAME_VARIABLE`] holds no name.
 pub fn this_process() -> Result<Holder> {
     let host = host_name();
+    let name = given_name(std::env::var_os(NAME_VARIABLE).as_deref())?;
+    let name = name.unwrap_or_else(|| host.clone());
     let pid = std::process::id();
     let unique = ulid::Ulid::generate().to_string().to_lowercase();
     let start_time = start_time(pid).ok_or_else(|| {
         Error::new(ErrorKind::Io, "cannot read this process's start time from /proc")
     })?;
     Ok(Holder {
-        // The last digits of a ulid are random; six of them are enough beside host and pid.
-        worker_id: format!("{host}-{pid}-{}", &unique[unique.len() - 6..]),
+        // The last digits of a ulid are random; six of them are enough beside name and pid.
+        worker_id: format!("{name}-{pid}-{}", &unique[unique.len() - 6..]),
         host,
         boot_id: boot_id()?,
         pid_namespace: pid_namespace()?,
         pid,
         pid_start_time: start_time,
     })
+}
+
+/// The name that the variable gives; `None` when it is not set or empty.
+fn given_name(value: Option<&OsStr>) -> Result<Option<String>> {
+    let Some(value) = value.filter(|value| !value.is_empty()) else { return Ok(None) };
+    let name = value.to_string_lossy();
+    let allowed = |letter: char| letter.is_ascii_alphanumeric() || "._-@:".contains(letter);
+    // An id that begins with a dash would be taken for an option by `worker show`.
+    if name.len() <= LONGEST_NAME && name.chars().all(allowed) && !name.starts_with('-') {
+        return Ok(Some(name.into_owned()));
+    }
+    let shown: String = name.chars().take(80).collect();
+    let message = format!("`{}` in {NAME_VARIABLE} cannot name a worker", shown.escape_default());
+    Err(Error::new(ErrorKind::Configuration, message).hint(format!(
+        "use 1 to {LONGEST_NAME} letters, digits, `.`, `_`, `-`, `@` and `:`, not beginning with \
+         a dash; or unset it for the host's name"
+    )))
 }
 
 /// Whether the holder's process still lives, as far as this process can tell.
@@ -73,9 +102,18 @@ pub fn liveness(holder: &Holder) -> Liveness {
         Liveness::Unknown
     } else if start_time(holder.pid) == Some(holder.pid_start_time) {
         Liveness::Alive
+    } else if others_are_hidden() {
+        Liveness::Unknown
     } else {
         Liveness::Dead
     }
+}
+
+/// Whether /proc leaves out processes of other users, or does not let them be read, as with `hidepid`
+/// and systemd's `ProtectProc=`; then a process that is not to be seen may live all the same. The
+/// first process of a namespace is there as long as the namespace is.
+fn others_are_hidden() -> bool {
+    fs::read("/proc/1/stat").is_err()
 }
 
 fn host_name() -> String {
@@ -130,6 +168,23 @@ mod tests {
         assert_eq!(liveness(&clone), Liveness::Unknown);
         let container = Holder { pid_namespace: "pid:[1]".into(), ..holder };
         assert_eq!(liveness(&container), Liveness::Unknown);
+    }
+
+    #[test]
+    fn a_given_name_is_taken_as_it_is_or_refused() {
+        let given = |value: &str| given_name(Some(OsStr::new(value)));
+        for name in ["node-3.prod.orders-x7k2p", "oxide-flow-run@orders.service", "a:1_b", "x"] {
+            assert_eq!(given(name).unwrap().as_deref(), Some(name));
+        }
+        assert_eq!(given(&"n".repeat(LONGEST_NAME)).unwrap().unwrap().len(), LONGEST_NAME);
+        for unset in [None, Some(OsStr::new(""))] {
+            assert_eq!(given_name(unset).unwrap(), None);
+        }
+        let long = "n".repeat(LONGEST_NAME + 1);
+        for name in ["-x", "a b", "a/b", "a\nb", "\u{e4}", "$(POD)", long.as_str()] {
+            let error = given(name).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Configuration, "{name}");
+        }
     }
 
     #[test]

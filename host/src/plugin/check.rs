@@ -1,22 +1,50 @@
 //! Whether a library may be loaded, decided before any of its code can run.
 //!
-//! The file is opened once. Its owner and mode, those of the folders above it, and its ELF header
-//! are checked on that descriptor; then its bytes are copied into a sealed anonymous file, and
-//! that copy is what the loader maps. Whoever swaps or truncates the file after the check changes
-//! nothing. Where the kernel has no sealable memory files the checked descriptor itself is mapped.
+//! The file is opened and read once. Its owner and mode and those of the folders above it are
+//! checked on that descriptor; its manifest, its digest and signature, and its ELF header on the
+//! bytes that were read; then these bytes are copied into a sealed anonymous file, and that copy is
+//! what the loader maps. Whoever swaps or truncates the file after it was read changes nothing.
+//! Where the kernel has no sealable memory files the descriptor itself is mapped, unless something
+//! is known of the bytes that would not be known of the file.
 
 use std::fs::{File, Metadata};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 
+use super::digest::Digest;
+use super::discovery::backend_of;
+use super::manifest::Manifest;
+use super::trust::Trust;
 use crate::error::{Error, ErrorKind, Result};
 
+/// The largest manifest or signature that is read, in bytes.
+const SIDECAR_LIMIT: u64 = 64 * 1024;
+
+/// A library's file, read once, and what lies beside it. None of its code has run.
+pub struct Candidate {
+    file: PathBuf,
+    real: PathBuf,
+    opened: File,
+    bytes: Arc<Vec<u8>>,
+    digest: OnceLock<Digest>,
+    manifest: Option<Manifest>,
+    sidecars: Sidecars,
+}
+
+/// The texts of the files beside a library.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sidecars {
+    pub(super) manifest: Option<String>,
+    pub(super) signature: Option<String>,
+}
+
 /// A library whose bytes were checked and can no longer change.
-pub(super) struct CheckedLibrary {
+pub struct CheckedLibrary {
     /// What the user calls it.
     pub(super) file: PathBuf,
     /// Where `dlopen` finds exactly the checked bytes.
@@ -24,80 +52,279 @@ pub(super) struct CheckedLibrary {
     /// Keeps `load_path` valid. It is never closed while the process lives, since glibc knows a
     /// library by its path and would take a reused descriptor number for the earlier library.
     pub(super) descriptor: OwnedFd,
-    /// Which file it was, with what content.
-    pub(super) identity: Identity,
+    /// The checked bytes.
+    pub(super) bytes: Arc<Vec<u8>>,
+    /// What its author says of it, which fits the bytes.
+    pub(super) manifest: Option<Manifest>,
 }
 
-/// A file as it was at one time: the inode, and when it was last changed in any way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Identity {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    changed: (i64, i64),
-}
+impl Candidate {
+    /// Reads a library that only root or this user can have put there.
+    ///
+    /// # Errors
+    /// `Configuration` naming the file, the objection and the remedy.
+    pub fn read(file: &Path) -> Result<Self> {
+        Self::read_safe(file)?.with_sidecars(true)
+    }
 
-impl From<&Metadata> for Identity {
-    fn from(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
+    /// As [`read`](Self::read), whatever lies beside it as its manifest.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_without_manifest(file: &Path) -> Result<Self> {
+        Self::read_safe(file)?.with_sidecars(false)
+    }
+
+    fn read_safe(file: &Path) -> Result<Self> {
+        let refuse = |objection: &str, remedy: &str| refusal(file, objection, remedy);
+        let real = file.canonicalize().map_err(|error| unreadable(file, error))?;
+        let folder = file.parent().unwrap_or(Path::new("/"));
+        let real_folder = folder.canonicalize().map_err(|error| unreadable(folder, error))?;
+        if !real.starts_with(&real_folder) {
+            let objection =
+                format!("it is a link that leads out of its folder, to {}", real.display());
+            return Err(refuse(&objection, "copy the library into the folder"));
+        }
+        check_folders(file, &real)?;
+        let (opened, metadata) = open(file, &real)?;
+        if let Some(objection) = ownership_objection(&metadata) {
+            let remedy = if metadata.mode() & 0o022 == 0 {
+                "install it again as root or as yourself".to_owned()
+            } else {
+                let file = file.display();
+                format!("check where it comes from, then run `chmod go-w {file}`")
+            };
+            return Err(refuse(&objection, &remedy));
+        }
+        Self::read_opened(file, real, opened)
+    }
+
+    /// Reads a library that anybody may have put there, and that has this digest.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_known(file: &Path, digest: Digest) -> Result<Self> {
+        let candidate = Self::read_anybodys(file)?;
+        if candidate.digest() != digest {
+            let found = candidate.digest();
+            let objection = format!("its digest is {found}, not {digest}");
+            return Err(refusal(file, &objection, "get it again, from where the digest is from"));
+        }
+        Ok(candidate)
+    }
+
+    /// Reads a library that anybody may have put there.
+    pub(super) fn read_anybodys(file: &Path) -> Result<Self> {
+        let real = file.canonicalize().map_err(|error| unreadable(file, error))?;
+        let (opened, _) = open(file, &real)?;
+        Self::read_opened(file, real, opened)?.with_sidecars(true)
+    }
+
+    /// Reads a library that another process of this program checked and passed as a descriptor.
+    ///
+    /// # Errors
+    /// `Configuration` when it cannot be read.
+    pub(super) fn passed(file: &Path, mut opened: File) -> Result<Self> {
+        opened.seek(SeekFrom::Start(0)).map_err(|error| unreadable(file, error))?;
+        Self::read_opened(file, file.to_owned(), opened)
+    }
+
+    fn read_opened(file: &Path, real: PathBuf, mut opened: File) -> Result<Self> {
+        let size = opened.metadata().map_err(|error| unreadable(file, error))?.len();
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+        opened.read_to_end(&mut bytes).map_err(|error| unreadable(file, error))?;
+        Ok(Self {
+            file: file.to_owned(),
+            real,
+            opened,
+            bytes: Arc::new(bytes),
+            digest: OnceLock::new(),
+            manifest: None,
+            sidecars: Sidecars::default(),
+        })
+    }
+
+    fn with_sidecars(mut self, with_manifest: bool) -> Result<Self> {
+        let Self { file, real, .. } = &self;
+        // Beside the real file, so that they change together with a link to it.
+        let beside = |name: &Path| real.with_file_name(name.file_name().unwrap_or_default());
+        let manifest_file = beside(&manifest_of(file));
+        let sidecars = Sidecars {
+            manifest: if with_manifest { sidecar(&manifest_file)? } else { None },
+            signature: sidecar(&beside(&signature_of(file)))?,
+        };
+        let text = sidecars.manifest.as_deref();
+        self.manifest = text.map(|text| Manifest::parse(&manifest_file, text)).transpose()?;
+        self.sidecars = sidecars;
+        Ok(self)
+    }
+
+    /// What the user calls it.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Where it is, links resolved.
+    #[must_use]
+    pub fn real(&self) -> &Path {
+        &self.real
+    }
+
+    /// The backend that it is named as.
+    #[must_use]
+    pub fn backend(&self) -> Option<String> {
+        backend_of(&self.file)
+    }
+
+    /// The digest of its bytes, which is computed when it is first asked for.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        *self.digest.get_or_init(|| Digest::of(&self.bytes))
+    }
+
+    /// What its author says of it.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// The text of its signature.
+    #[must_use]
+    pub fn signature(&self) -> Option<&str> {
+        self.sidecars.signature.as_deref()
+    }
+
+    pub(super) fn sidecars(&self) -> &Sidecars {
+        &self.sidecars
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Decides whether it may be loaded.
+    ///
+    /// # Errors
+    /// `Configuration` naming the file, the objection and the remedy.
+    pub fn check(&self, trust: &Trust) -> Result<()> {
+        if let Some(manifest) = &self.manifest {
+            manifest.check(self)?;
+        }
+        trust.check(self)?;
+        match elf_objection(&self.bytes) {
+            Some(objection) => {
+                let remedy = "install the plugin again, built for this machine";
+                Err(refusal(&self.file, objection, remedy))
+            }
+            None => Ok(()),
         }
     }
+
+    /// Keeps exactly the bytes that were checked, for a loader.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub fn checked(&self, trust: &Trust) -> Result<CheckedLibrary> {
+        self.check(trust)?;
+        let cannot = |error| unreadable(&self.file, error);
+        let descriptor = match sealed_copy(&self.real, &self.bytes) {
+            Ok(copy) => copy,
+            // What is known of the bytes would not be known of the file.
+            Err(error) if self.digest.get().is_some() || !trust.is_empty() => {
+                let objection = "this system has no sealed memory files to load checked bytes from";
+                let remedy = "use a kernel with `memfd_create`, or pin and sign no plugins";
+                return Err(refusal(&self.file, objection, remedy).because(error));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no sealed memory file; mapping the checked descriptor");
+                let mut opened = self.opened.try_clone().map_err(cannot)?;
+                opened.seek(SeekFrom::Start(0)).map_err(cannot)?;
+                OwnedFd::from(opened)
+            }
+        };
+        let load_path = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
+        Ok(CheckedLibrary {
+            file: self.file.clone(),
+            load_path,
+            descriptor,
+            bytes: Arc::clone(&self.bytes),
+            manifest: self.manifest.clone(),
+        })
+    }
 }
 
-/// Opens and checks a library.
-///
-/// # Errors
-/// `Configuration` naming the file, the objection and the remedy.
-pub(super) fn open_checked(file: &Path) -> Result<CheckedLibrary> {
-    let refuse = |objection: &str, remedy: &str| refusal(file, objection, remedy);
-    let real = file.canonicalize().map_err(|error| unreadable(file, error))?;
-    let folder = file.parent().unwrap_or(Path::new("/"));
-    let real_folder = folder.canonicalize().map_err(|error| unreadable(folder, error))?;
-    if !real.starts_with(&real_folder) {
-        let objection = format!("it is a link that leads out of its folder, to {}", real.display());
-        return Err(refuse(&objection, "copy the library into the folder"));
+impl CheckedLibrary {
+    /// What the user calls it.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
     }
-    check_folders(file, &real)?;
 
-    let mut library = File::options()
+    /// What its author says of it, which fits the bytes.
+    #[must_use]
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// The checked bytes as the standard input of a process that is to load them; see
+    /// [`Plugin::load_passed`](super::Plugin::load_passed).
+    ///
+    /// # Errors
+    /// As the operating system fails.
+    pub fn as_input(&self) -> std::io::Result<std::process::Stdio> {
+        self.descriptor.try_clone().map(Into::into)
+    }
+}
+
+/// The file with the manifest of a library.
+#[must_use]
+pub fn manifest_of(library: &Path) -> PathBuf {
+    library.with_extension("toml")
+}
+
+/// The file with the signature of a library.
+#[must_use]
+pub fn signature_of(library: &Path) -> PathBuf {
+    let mut name = library.as_os_str().to_owned();
+    name.push(".minisig");
+    name.into()
+}
+
+fn open(file: &Path, real: &Path) -> Result<(File, Metadata)> {
+    let opened = File::options()
         .read(true)
         // A FIFO under a plugin's name must not make the open wait for a writer.
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
-        .open(&real)
+        .open(real)
         .map_err(|error| unreadable(file, error))?;
-    let metadata = library.metadata().map_err(|error| unreadable(file, error))?;
+    let metadata = opened.metadata().map_err(|error| unreadable(file, error))?;
     if !metadata.is_file() {
-        return Err(refuse("it is not a regular file", "install the library itself"));
+        return Err(refusal(file, "it is not a regular file", "install the library itself"));
     }
-    if let Some(objection) = ownership_objection(&metadata) {
-        let remedy = if metadata.mode() & 0o022 == 0 {
-            "install it again as root or as yourself".to_owned()
-        } else {
-            let file = file.display();
-            format!("check where it comes from, then run `chmod go-w {file}`")
-        };
-        return Err(refuse(&objection, &remedy));
-    }
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or_default());
-    library.read_to_end(&mut bytes).map_err(|error| unreadable(file, error))?;
-    if let Some(objection) = elf_objection(&bytes) {
-        return Err(refuse(objection, "install the plugin again, built for this machine"));
-    }
-    let descriptor = match sealed_copy(&real, &bytes) {
-        Ok(copy) => copy,
-        Err(error) => {
-            tracing::debug!(%error, "no sealed memory file; mapping the checked descriptor");
-            library.seek(SeekFrom::Start(0)).map_err(|error| unreadable(file, error))?;
-            OwnedFd::from(library)
-        }
+    Ok((opened, metadata))
+}
+
+/// The text of a file beside a library; `None` when there is no such file.
+fn sidecar(file: &Path) -> Result<Option<String>> {
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+    let opened = match File::options().read(true).custom_flags(flags).open(file) {
+        Ok(opened) => opened,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unreadable(file, error)),
     };
-    let load_path = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
-    let identity = Identity::from(&metadata);
-    Ok(CheckedLibrary { file: file.to_owned(), load_path, descriptor, identity })
+    let metadata = opened.metadata().map_err(|error| unreadable(file, error))?;
+    if !metadata.is_file() || metadata.len() > SIDECAR_LIMIT {
+        let message = format!("{} is no manifest or signature", file.display());
+        return Err(Error::new(ErrorKind::Configuration, message)
+            .hint("install the plugin again, with the files that came with it"));
+    }
+    let mut text = String::new();
+    opened
+        .take(SIDECAR_LIMIT)
+        .read_to_string(&mut text)
+        .map_err(|error| unreadable(file, error))?;
+    Ok(Some(text))
 }
 
 fn unreadable(file: &Path, error: std::io::Error) -> Error {
@@ -126,7 +353,7 @@ fn check_folders(file: &Path, real: &Path) -> Result<()> {
 }
 
 /// Why a file or folder could have been put there by somebody else; `None` when it could not.
-fn ownership_objection(metadata: &Metadata) -> Option<String> {
+pub(super) fn ownership_objection(metadata: &Metadata) -> Option<String> {
     let user = rustix::process::geteuid().as_raw();
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
     // A group that has the owner's number is, by convention, the owner's own and nobody else's.

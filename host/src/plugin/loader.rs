@@ -3,14 +3,16 @@
 //! The only `unsafe` of the host. What cannot be checked is assumed, and said so: that functions
 //! at the addresses in a table of the right name, version and size keep the rules of the ABI.
 //!
-//! A file that has not changed is loaded once. A second copy would have statics of its own, and
-//! two SQLites in a process drop each other's locks on a database that both have open.
+//! The same bytes are loaded once. A second copy would have statics of its own, and two SQLites in
+//! a process drop each other's locks on a database that both have open. Bytes are compared, not
+//! names or times of files: what is handed out is what was checked, whoever loaded it before.
 
 #![expect(unsafe_code, reason = "maps foreign code and reads its exported table")]
 
-use std::collections::HashMap;
 use std::error::Error as _;
 use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
@@ -21,9 +23,9 @@ use libloading::os::unix;
 use oxiflow_plugin_api::abi::{
     ABI_MAJOR, ABI_MINOR, AbiConnection, BackendRootRef, BackendTable, TABLE_SYMBOL, describe,
 };
-use oxiflow_plugin_api::{BackendError, Capabilities, Description, Host, Storage};
+use oxiflow_plugin_api::{BackendError, Capabilities, Description, Host};
 
-use super::check::{CheckedLibrary, Identity, refusal};
+use super::check::{CheckedLibrary, refusal};
 use crate::error::{Error, ErrorKind, Result};
 
 /// A library in the process, with a verified table. Never unloaded: its threads and
@@ -40,21 +42,19 @@ impl Library {
     /// # Errors
     /// `Configuration` with the file, both versions where it is about versions, and the remedy.
     pub(super) fn load(checked: CheckedLibrary) -> Result<Self> {
-        static LOADED: Mutex<Option<HashMap<Identity, Library>>> = Mutex::new(None);
-        // Held while loading, so that two threads do not load one file twice.
+        static LOADED: Mutex<Vec<(&'static File, Library)>> = Mutex::new(Vec::new());
+        // Held while loading, so that two threads do not load the same bytes twice.
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
-        let loaded = loaded.get_or_insert_default();
-        let identity = checked.identity;
-        if let Some(library) = loaded.get(&identity) {
+        if let Some((_, library)) = loaded.iter().find(|(copy, _)| holds(copy, &checked.bytes)) {
             return Ok(*library);
         }
-        let library = Self::load_new(checked)?;
-        loaded.insert(identity, library);
+        let (copy, library) = Self::load_new(checked)?;
+        loaded.push((copy, library));
         Ok(library)
     }
 
-    fn load_new(checked: CheckedLibrary) -> Result<Self> {
-        let CheckedLibrary { file, load_path, descriptor, identity: _ } = checked;
+    fn load_new(checked: CheckedLibrary) -> Result<(&'static File, Self)> {
+        let CheckedLibrary { file, load_path, descriptor, .. } = checked;
         let file = file.as_path();
         // Everything is bound now: a function that is missing would otherwise end the process at
         // its first call.
@@ -73,7 +73,7 @@ impl Library {
         })?;
         let library: &'static libloading::Library = Box::leak(Box::new(library.into()));
         // Its number must not be used again; see `CheckedLibrary`.
-        std::mem::forget(descriptor);
+        let copy: &'static File = Box::leak(Box::new(descriptor.into()));
 
         let table = table_of(library, file)?;
         let has_root_module =
@@ -87,7 +87,7 @@ impl Library {
             let objection = format!("it needs host features that this one lacks ({unknown:#x})");
             return Err(refusal(file, &objection, "install a newer oxide_flow"));
         }
-        Ok(Self { table, has_root_module })
+        Ok((copy, Self { table, has_root_module }))
     }
 
     /// Asks the plugin what it is.
@@ -103,10 +103,9 @@ impl Library {
     ///
     /// # Errors
     /// As the plugin fails.
-    pub(super) fn open(&self, host: Host, config: &[u8]) -> Result<Box<dyn Storage>, BackendError> {
+    pub(super) fn open(&self, host: Host, config: &[u8]) -> Result<AbiConnection, BackendError> {
         // SAFETY: `load` verified the table, and libraries are never unloaded.
-        let connection = unsafe { AbiConnection::open(self.table, host, config) }?;
-        Ok(Box::new(connection))
+        unsafe { AbiConnection::open(self.table, host, config) }
     }
 
     pub(super) fn capabilities(&self) -> Capabilities {
@@ -120,6 +119,23 @@ impl Library {
     pub(super) fn has_root_module(&self) -> bool {
         self.has_root_module
     }
+}
+
+/// Whether a file has exactly these bytes.
+fn holds(file: &File, bytes: &[u8]) -> bool {
+    let length = file.metadata().map(|metadata| metadata.len());
+    if length.ok() != u64::try_from(bytes.len()).ok() {
+        return false;
+    }
+    let mut part = vec![0; 256 * 1024];
+    let mut at = 0;
+    while at < bytes.len() {
+        match file.read_at(&mut part, at as u64) {
+            Ok(read) if read > 0 && bytes[at..].starts_with(&part[..read]) => at += read,
+            _ => return false,
+        }
+    }
+    true
 }
 
 fn table_of(library: &'static libloading::Library, file: &Path) -> Result<&'static BackendTable> {

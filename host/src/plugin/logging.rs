@@ -16,11 +16,16 @@ static SECRETS: RwLock<Vec<Arc<Redactor>>> = RwLock::new(Vec::new());
 
 /// The host that a plugin of this name sees. What it logs of these secrets is not written.
 pub(super) fn host(plugin: &str, base_dir: &Path, secrets: Arc<Redactor>) -> Host {
+    keep_out(secrets);
+    let plugin = plugin.to_owned();
+    Host::new(base_dir, max_level(), move |line| emit(&plugin, line))
+}
+
+/// From now on, no log line of a plugin shows these secrets.
+pub(super) fn keep_out(secrets: Arc<Redactor>) {
     if !secrets.is_empty() {
         SECRETS.write().unwrap_or_else(PoisonError::into_inner).push(secrets);
     }
-    let plugin = plugin.to_owned();
-    Host::new(base_dir, max_level(), move |line| emit(&plugin, line))
 }
 
 /// The text without the secrets of any store.
@@ -29,11 +34,13 @@ fn redact(text: &str) -> String {
     secrets.iter().fold(text.to_owned(), |text, secrets| secrets.redact(&text))
 }
 
-fn max_level() -> LogLevel {
+/// The least important level that is logged.
+pub(super) fn max_level() -> LogLevel {
     LevelFilter::current().into_level().map_or(LogLevel::Error, |level| LogLevel::from(&level))
 }
 
-fn emit(plugin: &str, line: &LogLine) {
+/// Writes a line of the plugin of this name.
+pub(super) fn emit(plugin: &str, line: &LogLine) {
     let (message, detail) = (redact(&line.message), redact(&line.fields));
     macro_rules! event {
         ($level:ident) => {

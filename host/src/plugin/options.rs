@@ -17,7 +17,8 @@ pub struct OptionProblem {
 }
 
 /// Everything that is wrong with `options` by `schema`.
-pub(super) fn problems(schema: &Value, options: &Map<String, Value>) -> Vec<OptionProblem> {
+#[must_use]
+pub fn problems(schema: &Value, options: &Map<String, Value>) -> Vec<OptionProblem> {
     let known: Vec<&str> = schema["properties"]
         .as_object()
         .map(|properties| properties.keys().map(String::as_str).collect())

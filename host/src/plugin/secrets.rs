@@ -21,7 +21,8 @@ pub fn is_secret_option(property: &Value) -> bool {
 }
 
 /// The secrets among these options: what the schema marks, and what is named like one.
-pub(super) fn of(schema: Option<&Value>, options: &Map<String, Value>) -> Redactor {
+#[must_use]
+pub fn of(schema: Option<&Value>, options: &Map<String, Value>) -> Redactor {
     let mut found = Vec::new();
     collect(schema.unwrap_or(&Value::Null), options, &mut found);
     Redactor::new(found.iter().map(String::as_str))

@@ -24,8 +24,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ErrorType, Progress, StepState};
 use crate::redact::{Redactor, looks_secret};
 
-/// How long a step that was asked to end may take before it is killed.
-const GRACE: Duration = Duration::from_secs(10);
 /// How long output may trickle in after a step has ended.
 const DRAIN: Duration = Duration::from_secs(1);
 /// The longest cursor, in bytes: the system takes environment variables of up to 128 KiB.
@@ -182,7 +180,9 @@ impl Following<'_, '_> {
 
     fn terminate(&mut self) {
         self.process.terminate();
-        self.kill_at = Some(self.runner.parts.clock.monotonic() + GRACE);
+        let now = self.runner.parts.clock.monotonic();
+        // A time too far away to be counted is never.
+        self.kill_at = now.checked_add(self.runner.parts.stop_timeout);
     }
 
     /// Saves when the interval is over. A store that is away for a while does not end the run: the

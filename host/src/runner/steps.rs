@@ -53,6 +53,8 @@ pub struct RunnerParts<'a> {
     pub hidden_variables: Vec<String>,
     /// How often progress is made durable.
     pub checkpoint_interval: Duration,
+    /// How long a step that was asked to end may take before it is killed.
+    pub stop_timeout: Duration,
     /// The oxide_flow program, which supervises the steps.
     pub executable: PathBuf,
     /// Opens another store, when the run is asked to move there.

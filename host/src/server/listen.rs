@@ -11,7 +11,7 @@
 use std::net::ToSocketAddrs;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -28,6 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::{Reload, Shared, reload, routes};
+use crate::app::App;
 use crate::error::{Error, ErrorKind, Result, chain};
 
 /// How long busy clients have to take their leave before idle connections are closed.
@@ -58,7 +59,23 @@ pub(super) fn bind(listen: &str) -> Result<std::net::TcpListener> {
     })
 }
 
-/// Serves until a signal ends it.
+/// Notes SIGTERM and SIGINT from here on, until the server listens for them itself: for whoever has
+/// told somebody that it serves. Process 1 of a container would miss them, and any other would not
+/// end in order.
+///
+/// # Errors
+/// `Io` when the handlers cannot be installed.
+pub fn expect_end() -> Result<Arc<AtomicBool>> {
+    let ended = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&ended)).map_err(|error| {
+            Error::new(ErrorKind::Io, "cannot install a signal handler").because(error)
+        })?;
+    }
+    Ok(ended)
+}
+
+/// Serves until a signal ends it, or at once when one has, as `ended` notes.
 ///
 /// # Errors
 /// `Io` when the socket or a signal handler cannot be used.
@@ -67,9 +84,13 @@ pub(super) async fn run(
     socket: std::net::TcpListener,
     tls: Option<Arc<ServerConfig>>,
     reload: &Reload,
+    ended: &AtomicBool,
 ) -> Result<()> {
     let cannot = |error| Error::new(ErrorKind::Io, "cannot use the socket").because(error);
     let mut signals = Signals::new()?;
+    if ended.load(Ordering::SeqCst) {
+        return Ok(());
+    }
     let tls = tls.map(TlsAcceptor::from);
     loop {
         let (closing, closed) = watch::channel(false);
@@ -82,6 +103,9 @@ pub(super) async fn run(
         if wanted == Wanted::End {
             return Ok(());
         }
+        // They would be this process's children still, and nobody would know of them. If it comes
+        // to nothing, the next call starts one again.
+        App::close_plugin_processes();
         let error = reload::replace(reload, socket.as_fd());
         tracing::error!(target: "oxide_flow::server", error = chain(&error), "Not reloaded");
         server.draining.store(false, Ordering::Relaxed);

@@ -42,6 +42,7 @@ use crate::error::{Error, ErrorKind, Result};
 use access::Access;
 use metrics::RequestMetrics;
 
+pub use listen::expect_end;
 pub use reload::expect_reloads;
 
 /// A server that may start: its socket is open, and its access and certificates are in order.
@@ -93,10 +94,11 @@ impl Server {
 
     /// Serves until it is told to end, by SIGTERM or SIGINT. `reload` is the command that SIGHUP
     /// replaces this process by; it must check itself and end when it is given the last argument.
+    /// `ended` is what [`expect_end`] notes.
     ///
     /// # Errors
     /// `Io` when the runtime or the socket fails.
-    pub fn run(self, app: App, reload: &Reload) -> Result<()> {
+    pub fn run(self, app: App, reload: &Reload, ended: &AtomicBool) -> Result<()> {
         let cannot = |error| Error::new(ErrorKind::Io, "cannot start the server").because(error);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -118,10 +120,10 @@ impl Server {
             metrics: RequestMetrics::default(),
             draining: AtomicBool::new(false),
         });
-        let ended = runtime.block_on(listen::run(shared, socket, tls, reload));
+        let served = runtime.block_on(listen::run(shared, socket, tls, reload, ended));
         // Work of clients that have hung up may still be under way.
         runtime.shutdown_timeout(grace);
-        ended
+        served
     }
 }
 

@@ -6,6 +6,9 @@
 
 #![expect(unsafe_code, reason = "calls the C functions of a plugin's table")]
 
+#[cfg(feature = "conformance")]
+mod rough;
+
 use std::ffi::{OsStr, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, UNIX_EPOCH};
@@ -114,6 +117,22 @@ impl AbiConnection {
         // SAFETY: the caller vouches for the table.
         let batch = unsafe { batch_extension(table) };
         Ok(Self { table, batch, handle: opened.handle, capabilities })
+    }
+}
+
+#[cfg(feature = "conformance")]
+impl AbiConnection {
+    /// Opens a backend that is linked into this program, through a table that the SDK makes.
+    ///
+    /// # Errors
+    /// As the backend fails.
+    pub fn open_exported<E: crate::export::Export>(
+        host: Host,
+        config: &[u8],
+    ) -> Result<Self, BackendError> {
+        let table = const { &crate::export::table::<E>() };
+        // SAFETY: the functions of this table are those of `export`, which keep the rules.
+        unsafe { Self::open(table, host, config) }
     }
 }
 

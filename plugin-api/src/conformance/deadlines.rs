@@ -35,22 +35,35 @@ pub(super) const CLAUSES: &[Clause] = &[
 const DEADLINES: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(1), Duration::from_millis(20)];
 
+/// How often a call is made again that came back late. A busy machine delays one call or another;
+/// a backend that does not look at the deadline is late each time.
+const TRIES: usize = 4;
+
 /// Makes a call with this deadline and checks when it returns and with what.
 fn in_time<T>(
     what: &str,
     deadline: Duration,
     slack: Duration,
-    call: impl FnOnce(&Call) -> Result<T, BackendError>,
+    call: impl Fn(&Call) -> Result<T, BackendError>,
 ) -> Result<(), Failure> {
-    let context = Call::within(deadline);
-    let started = Instant::now();
-    let result = call(&context);
-    let took = started.elapsed();
     let did = format!("{what} within {deadline:?}");
-    if took > deadline + slack {
-        let expected = format!("an answer within {:?}", deadline + slack);
-        return Err(Failure::new(did, expected, format!("one after {took:?}")));
-    }
+    let most = deadline + slack;
+    let mut late = Vec::new();
+    let result = loop {
+        let context = Call::within(deadline);
+        let started = Instant::now();
+        let result = call(&context);
+        let took = started.elapsed();
+        if took <= most {
+            break result;
+        }
+        late.push(format!("{took:.1?}"));
+        if late.len() == TRIES {
+            let expected = format!("an answer within {most:?}");
+            let found = format!("none in {TRIES} tries, which took {}", late.join(", "));
+            return Err(Failure::new(did, expected, found));
+        }
+    };
     match result {
         Ok(_) => Ok(()),
         Err(error) => match error.kind() {

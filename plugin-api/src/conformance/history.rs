@@ -74,8 +74,21 @@ impl History {
         };
         let id =
             pattern::id(&entry.value).map_err(|found| Failure::new(did, "a whole value", found))?;
-        self.sights.push(Sight { version: entry.version, id: Some(id), invoked, returned });
+        self.see(Sight { version: entry.version, id: Some(id), invoked, returned });
         Ok(Some((entry, id)))
+    }
+
+    /// Notes a sight of this thread. Of many of the same in a row the first and the last say all:
+    /// the one returned earliest, the other was invoked latest.
+    fn see(&mut self, sight: Sight) {
+        let same = |other: &Sight| other.version == sight.version && other.id == sight.id;
+        if let [.., first, last] = self.sights.as_slice()
+            && same(first)
+            && same(last)
+        {
+            self.sights.pop();
+        }
+        self.sights.push(sight);
     }
 
     /// Swaps the key from a version to the value with this id; whether it was acknowledged.
@@ -99,7 +112,7 @@ impl History {
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 match error.current().copied() {
                     Some(version) if version != replaces => {
-                        self.sights.push(Sight { version, id: None, invoked, returned })
+                        self.see(Sight { version, id: None, invoked, returned });
                     }
                     current => self.wrong = Some(wrong_conflict(replaces, current)),
                 }

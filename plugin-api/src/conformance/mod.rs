@@ -43,9 +43,11 @@ mod context;
 mod deadlines;
 mod durability;
 mod errors;
+mod growth;
 mod history;
 mod keys;
 mod listing;
+mod local;
 mod misuse;
 mod open;
 mod pattern;
@@ -55,6 +57,7 @@ mod reads;
 mod register;
 mod report;
 mod swap;
+mod table;
 mod values;
 mod versions;
 mod worker;
@@ -62,15 +65,23 @@ mod worker;
 use std::process::Command;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+use crate::abi::AbiConnection;
 use crate::error::BackendError;
 use crate::storage::Storage;
 
 pub use context::Context;
+pub use local::Local;
 pub use pattern::Random;
 pub use report::{Failure, Outcome, Report, Verdict};
 pub use worker::{
     Job, WORKER_VARIABLE, WorkerSpec, run_worker, run_worker_from_environment, worker_test,
 };
+
+/// Counts the suites: one more whenever a backend that conformed may no longer do so, because a test
+/// was added or looks closer.
+pub const SUITE: u32 = 1;
 
 /// The backend under test: knows how to open it, and how to start a second process that does.
 pub trait Subject: Sync {
@@ -93,6 +104,19 @@ pub trait Subject: Sync {
         None
     }
 
+    /// Opens the same store as what stands behind it, a plugin's table, with exactly these bytes as
+    /// its configuration, or without any with its own options. With it, C14 calls the table as
+    /// only a newer or a faulty host does. `None` where there is no table.
+    fn connect(&self, _config: Option<&[u8]>) -> Option<Result<AbiConnection, BackendError>> {
+        None
+    }
+
+    /// All that the stores this subject opened have logged so far, at every level. With it, C12
+    /// looks for secrets there. `None` where that is not known.
+    fn log(&self) -> Option<String> {
+        None
+    }
+
     /// A command that starts a program which opens the same store and calls
     /// [`run_worker_from_environment`]; [`worker_test`] makes one for a `#[test]`. The suite adds
     /// [`WORKER_VARIABLE`] and the pipes. Without a command the clauses about crashes and
@@ -103,7 +127,7 @@ pub trait Subject: Sync {
 }
 
 /// How hard to try. [`Settings::with_seed`] is right for a quick run in `cargo test`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     /// Where all random choices come from.
     pub seed: u64,
@@ -117,6 +141,8 @@ pub struct Settings {
     pub process_increments: usize,
     /// How many workers are killed in the middle of writing, for C1 and for C2 each.
     pub kills: usize,
+    /// Calls during which descriptors, threads and memory must not grow (C14).
+    pub calls: usize,
     /// How much later than its deadline a call may return (C13).
     pub slack: Duration,
     /// The largest value that is tried, in bytes, to find the limit of the backend (C9).
@@ -124,8 +150,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// 8 threads with 200 increments each, 8 processes with 100, 12 kills, 2 seconds of slack,
-    /// values up to one byte more than 256 MiB.
+    /// 8 threads with 200 increments each, 8 processes with 100, 12 kills, 2,000 calls, 2 seconds of
+    /// slack, values up to one byte more than 256 MiB.
     #[must_use]
     pub fn with_seed(seed: u64) -> Self {
         Self {
@@ -135,9 +161,17 @@ impl Settings {
             processes: 8,
             process_increments: 100,
             kills: 12,
+            calls: 2_000,
             slack: Duration::from_secs(2),
             largest_value_bytes: 256 * 1024 * 1024 + 1,
         }
+    }
+
+    /// As hard as a plugin is tried before it is certified: 8 processes with 10,000 increments each,
+    /// 50 kills, 100,000 calls, and otherwise as [`with_seed`](Self::with_seed).
+    #[must_use]
+    pub fn thorough(seed: u64) -> Self {
+        Self { process_increments: 10_000, kills: 50, calls: 100_000, ..Self::with_seed(seed) }
     }
 }
 
@@ -168,6 +202,8 @@ const GROUPS: &[&[Clause]] = &[
     open::CLAUSES,
     deadlines::CLAUSES,
     misuse::CLAUSES,
+    table::CLAUSES,
+    growth::CLAUSES,
     batch::CLAUSES,
 ];
 

@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::Clause;
-use super::context::{Context, describe};
+use super::context::{Context, PATIENCE, describe};
 use super::report::{Failure, Verdict};
+use crate::call::Call;
 use crate::error::ErrorKind;
 
 pub(super) const CLAUSES: &[Clause] = &[
@@ -17,6 +18,16 @@ pub(super) const CLAUSES: &[Clause] = &[
         number: 12,
         name: "an option of the wrong type fails open, is named, and its value is not repeated",
         run: wrong_type_is_named,
+    },
+    Clause {
+        number: 12,
+        name: "a configuration that is no JSON object fails open with invalid",
+        run: garbage_is_invalid,
+    },
+    Clause {
+        number: 12,
+        name: "secrets are repeated neither by errors nor in the log",
+        run: secrets_are_not_repeated,
     },
 ];
 
@@ -96,4 +107,56 @@ fn wrong_type_is_named(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     } else {
         Verdict::Passed
     })
+}
+
+fn garbage_is_invalid(context: &mut Context<'_>) -> Result<Verdict, Failure> {
+    let garbage: [&[u8]; 8] =
+        [b"", b"null", b"[]", b"\"text\"", b"{", b"{} {}", b"{\"a\": \xff}", b"\0"];
+    for config in garbage {
+        let did = format!("open with the configuration {:?}", String::from_utf8_lossy(config));
+        match context.subject.connect(Some(config)) {
+            None => return Ok(Verdict::skipped("the subject gives no table")),
+            Some(Err(error)) if error.kind() == ErrorKind::Invalid => {}
+            Some(Err(error)) => return Err(Failure::new(did, "invalid", describe(&error))),
+            Some(Ok(_)) => return Err(Failure::new(did, "invalid", "ok")),
+        }
+    }
+    drop(context.open()?);
+    Ok(Verdict::Passed)
+}
+
+/// The options that the schema marks as secrets and that are texts.
+fn secret_options(schema: &Value) -> Vec<&str> {
+    let properties = schema["properties"].as_object().into_iter().flatten();
+    let secret = properties.filter(|(_, property)| {
+        property["writeOnly"] == Value::Bool(true) || property["format"] == "password"
+    });
+    secret.filter(|(_, it)| it["type"] == "string").map(|(name, _)| name.as_str()).collect()
+}
+
+fn secrets_are_not_repeated(context: &mut Context<'_>) -> Result<Verdict, Failure> {
+    if context.subject.log().is_none() {
+        return Ok(Verdict::skipped("the subject keeps no log"));
+    }
+    let secret = format!("hunter2-{:x}", context.random.number());
+    let schema = context.subject.config_schema().unwrap_or_default();
+    let mut options = vec![json!({ "conformance_unknown_option": secret })];
+    options.extend(secret_options(&schema).into_iter().map(|name| json!({ name: secret })));
+    for options in options {
+        let did = format!("open with {}", options.to_string().replace(&secret, "<secret>"));
+        let quiet = |what: &str, text: &str| {
+            let found = "the secret in it";
+            let expected = format!("{what} that repeats no secret");
+            if text.contains(&secret) { Err(Failure::new(&did, expected, found)) } else { Ok(()) }
+        };
+        // A wrong password may open all the same, and be found out later.
+        let call = Call::within(PATIENCE);
+        let error = match context.subject.open_with(options) {
+            Err(error) => Some(error),
+            Ok(storage) => storage.get(&call, &context.key("secret")).err(),
+        };
+        quiet("an error", error.as_ref().map_or("", |error| error.message()))?;
+        quiet("a log", &context.subject.log().unwrap_or_default())?;
+    }
+    Ok(Verdict::Passed)
 }

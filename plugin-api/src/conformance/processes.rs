@@ -8,17 +8,27 @@ use super::context::{Context, is_multi_process};
 use super::history::follow;
 use super::probe::Probe;
 use super::report::{Failure, Verdict};
-use super::worker::{Job, Worker, WorkerSpec, counter};
+use super::worker::{Job, Worker, WorkerSpec, counter, ended};
 use crate::value::{Expected, Version};
 
-pub(super) const CLAUSES: &[Clause] = &[Clause {
-    number: 6,
-    name: "processes that increment by compare-and-swap lose no update",
-    run: processes_increment,
-}];
+pub(super) const CLAUSES: &[Clause] = &[
+    Clause {
+        number: 6,
+        name: "processes that increment by compare-and-swap lose no update",
+        run: processes_increment,
+    },
+    Clause {
+        number: 6,
+        name: "one of many processes that create a key wins",
+        run: one_process_creates,
+    },
+];
 
-/// Enough for thousands of increments, each with a flush to a slow disk.
-const JOB_PATIENCE: Duration = Duration::from_secs(1_800);
+/// How many keys the processes race to create.
+const CREATED: usize = 40;
+
+/// Enough for many thousands of increments, each with a flush to a slow disk.
+const JOB_PATIENCE: Duration = Duration::from_secs(3_600);
 
 fn processes_increment(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let storage = context.open()?;
@@ -33,13 +43,9 @@ fn processes_increment(context: &mut Context<'_>) -> Result<Verdict, Failure> {
         job: Job::Increment(times),
     };
     let initial = probe.put(&spec.counter_key(), b"0", &Expected::Absent)?;
-    let mut workers = Vec::new();
-    for _ in 0..processes {
-        match Worker::start(context, &spec)? {
-            Some(worker) => workers.push(worker),
-            None => return Ok(Verdict::skipped("the subject starts no worker processes")),
-        }
-    }
+    let Some(mut workers) = start(context, &spec)? else {
+        return Ok(Verdict::skipped("the subject starts no worker processes"));
+    };
     workers.iter_mut().try_for_each(Worker::go)?;
     let until = Instant::now() + JOB_PATIENCE;
     let mut swaps = Swaps::default();
@@ -49,6 +55,52 @@ fn processes_increment(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let entry = probe.entry(&spec.counter_key())?;
     swaps.check(initial, counter(&entry.value)?, processes * times)?;
     Ok(Verdict::Passed)
+}
+
+fn one_process_creates(context: &mut Context<'_>) -> Result<Verdict, Failure> {
+    let storage = context.open()?;
+    if !is_multi_process(&*storage) {
+        return Ok(Verdict::skipped("the backend is not multi-process"));
+    }
+    let spec = WorkerSpec {
+        prefix: context.key("created/"),
+        seed: context.random.number(),
+        job: Job::Create(CREATED),
+    };
+    let Some(mut workers) = start(context, &spec)? else {
+        return Ok(Verdict::skipped("the subject starts no worker processes"));
+    };
+    workers.iter_mut().try_for_each(Worker::go)?;
+    let until = Instant::now() + JOB_PATIENCE;
+    let mut creators: Vec<Vec<Version>> = vec![Vec::new(); CREATED];
+    for worker in &mut workers {
+        loop {
+            let line = worker.next_line(until)?.ok_or_else(ended)?;
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[..] {
+                ["done"] => break,
+                ["created", index, version] => {
+                    let key = index.parse().ok().and_then(|index: usize| creators.get_mut(index));
+                    let unknown = || Failure::new("read a worker's line", "a known key", index);
+                    key.ok_or_else(unknown)?.push(parse(version)?);
+                }
+                _ => return Err(Failure::new("read a worker's line", "a known one", line)),
+            }
+        }
+    }
+    for (index, creators) in creators.into_iter().enumerate() {
+        let [version] = creators[..] else {
+            let did = format!("create a key from {} processes at once", workers.len());
+            return Err(Failure::new(did, "one winner", format!("{} winners", creators.len())));
+        };
+        Probe::new(&*storage).holds(&spec.create_key(index), b"created", version)?;
+    }
+    Ok(Verdict::Passed)
+}
+
+/// Starts the workers that race each other; `None` when the subject cannot.
+fn start(context: &Context<'_>, spec: &WorkerSpec) -> Result<Option<Vec<Worker>>, Failure> {
+    (0..context.settings.processes).map(|_| Worker::start(context, spec)).collect()
 }
 
 /// What the workers said.

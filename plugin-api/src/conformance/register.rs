@@ -2,6 +2,7 @@
 
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use super::Clause;
 use super::context::{Context, PATIENCE, describe};
@@ -104,6 +105,8 @@ fn watch(storage: &dyn Storage, key: &str, running: &AtomicUsize) -> Result<Hist
     let mut history = History::default();
     while running.load(Ordering::Relaxed) > 0 {
         history.get(storage, &Call::within(PATIENCE), key)?;
+        // A store that answers at once would leave no time to those that write.
+        std::thread::sleep(Duration::from_micros(100));
     }
     Ok(history)
 }

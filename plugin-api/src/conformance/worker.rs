@@ -9,6 +9,8 @@
 //! oxiflow-worker acked 17 250       operation 17 of a write job returned ok after 250 microseconds
 //! oxiflow-worker swapped 0a1b 0c2d  an increment replaced the first version by the second
 //! oxiflow-worker unknown 0a1b       an increment over this version may or may not have landed
+//! oxiflow-worker created 7 0a1b     key 7 of a create job was created, at this version
+//! oxiflow-worker usage 9 2 81920    descriptors, threads and bytes of memory of this process
 //! oxiflow-worker failed …           the job ended early, for this reason
 //! oxiflow-worker done               the job is over
 //! ```
@@ -23,6 +25,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::context::{PATIENCE, describe};
+use super::growth::{self, Usage};
 use super::pattern::{self, Random};
 use super::report::Failure;
 use super::{Context, Subject};
@@ -64,6 +67,10 @@ pub enum Job {
     Write,
     /// Increments one counter by compare-and-swap this many times.
     Increment(usize),
+    /// Tries to create this many keys, one after the other, as the other workers do.
+    Create(usize),
+    /// Makes this many calls, and says what the process uses.
+    Calls(usize),
 }
 
 impl WorkerSpec {
@@ -77,6 +84,16 @@ impl WorkerSpec {
     /// The `index`th key of a write job.
     pub(super) fn write_key(&self, index: usize) -> String {
         format!("{}key-{index}", self.prefix)
+    }
+
+    /// The `index`th key of a create job.
+    pub(super) fn create_key(&self, index: usize) -> String {
+        format!("{}created-{index}", self.prefix)
+    }
+
+    /// The key of the round with this number in a job that makes calls.
+    pub(super) fn call_key(&self, round: usize) -> String {
+        format!("{}key-{}", self.prefix, round % 8)
     }
 
     /// The counter of an increment job.
@@ -123,14 +140,7 @@ pub fn run_worker_from_environment(subject: &dyn Subject) -> Option<Result<(), F
         Ok(spec) => spec,
         Err(failure) => return Some(Err(failure)),
     };
-    let opened = subject
-        .open()
-        .map_err(|error| Failure::new("open in a worker", "a store", describe(&error)));
-    let result = opened.and_then(|storage| {
-        let mut input = std::io::stdin().lock();
-        let mut output = std::io::stdout();
-        run_worker(&*storage, &spec, &mut input, &mut output)
-    });
+    let result = run_worker(subject, &spec, &mut std::io::stdin().lock(), &mut std::io::stdout());
     if let Err(failure) = &result {
         say(&mut std::io::stdout(), &format!("failed {failure}")).ok();
     }
@@ -142,17 +152,27 @@ pub fn run_worker_from_environment(subject: &dyn Subject) -> Option<Result<(), F
 /// # Errors
 /// When the backend fails the job, or the pipes are closed.
 pub fn run_worker(
-    storage: &dyn Storage,
+    subject: &dyn Subject,
     spec: &WorkerSpec,
     input: &mut dyn BufRead,
     output: &mut dyn Write,
 ) -> Result<(), Failure> {
+    let open = || {
+        let opened = subject.open();
+        opened.map_err(|error| Failure::new("open in a worker", "a store", describe(&error)))
+    };
+    let storage = open()?;
     say(output, "ready")?;
     let mut line = String::new();
     input.read_line(&mut line).map_err(|error| closed(&error))?;
     match spec.job {
-        Job::Write => write(storage, spec, output)?,
-        Job::Increment(times) => increment(storage, spec, times, output)?,
+        Job::Write => write(&*storage, spec, output)?,
+        Job::Increment(times) => increment(&*storage, spec, times, output)?,
+        Job::Create(keys) => create(&*storage, spec, keys, output)?,
+        Job::Calls(calls) => {
+            drop(storage);
+            growth::make_calls(&open, spec, calls, |usage| say(output, &Usage::line(usage)))?;
+        }
     }
     say(output, "done")
 }
@@ -210,6 +230,34 @@ fn increment(
                 let did = "increment the counter";
                 return Err(Failure::new(did, "ok or conflict", describe(&error)));
             }
+        }
+    }
+    Ok(())
+}
+
+fn create(
+    storage: &dyn Storage,
+    spec: &WorkerSpec,
+    keys: usize,
+    output: &mut dyn Write,
+) -> Result<(), Failure> {
+    let mut unavailable = 0;
+    for index in 0..keys {
+        let key = spec.create_key(index);
+        loop {
+            let call = Call::within(PATIENCE);
+            match storage.put(&call, &key, b"created", &Expected::Absent) {
+                Ok(version) => {
+                    say(output, &format!("created {index} {}", hexadecimal(&version)))?;
+                }
+                Err(error) if error.kind() == ErrorKind::Conflict => {}
+                Err(error) if may_retry(error.kind(), &mut unavailable) => continue,
+                Err(error) => {
+                    let did = "create a key that others create";
+                    return Err(Failure::new(did, "ok or conflict", describe(&error)));
+                }
+            }
+            break;
         }
     }
     Ok(())

@@ -25,10 +25,21 @@ pub enum Bug {
     WritesInPlace,
     AcknowledgesBeforeWriting,
     LocksOnlyInItsProcess,
+    ForgetsWhatAHandleWrote,
+    KeepsADescriptorOfEachHandle,
+    KeepsValuesThatWereRead,
 }
 
-const BUGS: [Bug; 4] =
-    [Bug::None, Bug::WritesInPlace, Bug::AcknowledgesBeforeWriting, Bug::LocksOnlyInItsProcess];
+/// All of them, so that one can be found by its name.
+pub const BUGS: [Bug; 7] = [
+    Bug::None,
+    Bug::WritesInPlace,
+    Bug::AcknowledgesBeforeWriting,
+    Bug::LocksOnlyInItsProcess,
+    Bug::ForgetsWhatAHandleWrote,
+    Bug::KeepsADescriptorOfEachHandle,
+    Bug::KeepsValuesThatWereRead,
+];
 
 const FOLDER: &str = "OXIFLOW_SEES_FOLDER";
 const BUG: &str = "OXIFLOW_SEES_BUG";
@@ -43,7 +54,7 @@ pub struct Disk {
 impl Disk {
     pub fn new(bug: Bug) -> Self {
         let name = format!("sees-{}-{bug:?}", std::process::id());
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let folder = std::env::temp_dir().join(name);
         fs::create_dir_all(&folder).unwrap();
         Self { folder, bug, is_owner: true }
     }
@@ -77,13 +88,7 @@ impl Subject for Disk {
         #[serde(deny_unknown_fields)]
         struct Options {}
         let Options {} = BackendConfig::from_json(options.to_string().as_bytes())?.parse()?;
-        let lock = File::create(self.folder.join("lock"))?;
-        Ok(Box::new(Handle {
-            folder: self.folder.clone(),
-            bug: self.bug,
-            lock: Mutex::new(lock),
-            pending: Mutex::default(),
-        }))
+        Ok(Box::new(Handle::open(&self.folder, self.bug)?))
     }
 
     fn worker_command(&self) -> Option<Command> {
@@ -93,11 +98,13 @@ impl Subject for Disk {
     }
 }
 
-struct Handle {
+/// An opened store.
+pub struct Handle {
     folder: PathBuf,
     bug: Bug,
     lock: Mutex<File>,
     pending: Mutex<Option<(PathBuf, Vec<u8>)>>,
+    written: Mutex<Vec<PathBuf>>,
 }
 
 static IN_PROCESS: Mutex<()> = Mutex::new(());
@@ -123,6 +130,21 @@ struct Stored {
 }
 
 impl Handle {
+    /// Opens the store in a folder.
+    pub fn open(folder: &Path, bug: Bug) -> Result<Self, BackendError> {
+        let lock = File::create(folder.join("lock"))?;
+        if bug == Bug::KeepsADescriptorOfEachHandle {
+            std::mem::forget(lock.try_clone()?);
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            bug,
+            lock: Mutex::new(lock),
+            pending: Mutex::default(),
+            written: Mutex::default(),
+        })
+    }
+
     fn hold(&self, call: &Call) -> Result<Held<'_>, BackendError> {
         call.check()?;
         let is_local = self.bug == Bug::LocksOnlyInItsProcess;
@@ -212,13 +234,18 @@ impl Handle {
 impl Drop for Handle {
     fn drop(&mut self) {
         drop(self.hold(&Call::unbounded()));
+        if self.bug == Bug::ForgetsWhatAHandleWrote {
+            for path in self.written.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+                fs::remove_file(path).ok();
+            }
+        }
     }
 }
 
 impl Storage for Handle {
     fn capabilities(&self) -> Capabilities {
         match self.bug {
-            Bug::AcknowledgesBeforeWriting => Capabilities::DURABLE,
+            Bug::AcknowledgesBeforeWriting | Bug::ForgetsWhatAHandleWrote => Capabilities::DURABLE,
             _ => Capabilities::DURABLE.and(Capabilities::MULTI_PROCESS),
         }
     }
@@ -227,6 +254,11 @@ impl Storage for Handle {
         check_key(key)?;
         let _held = self.hold(call)?;
         let stored = Self::read(&self.path(key))?;
+        if let (Bug::KeepsValuesThatWereRead, Some(stored)) = (self.bug, &stored)
+            && stored.value.len() == 8_192
+        {
+            stored.value.clone().leak();
+        }
         Ok(stored
             .map(|stored| Entry { value: stored.value, version: Version::from(stored.version) }))
     }
@@ -255,6 +287,10 @@ impl Storage for Handle {
             *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = Some((path, bytes));
         } else {
             self.replace(&path, &bytes)?;
+        }
+        if self.bug == Bug::ForgetsWhatAHandleWrote {
+            let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+            written.push(self.path(key));
         }
         Ok(Version::from(version))
     }

@@ -53,6 +53,42 @@ pub enum Bug {
     ClosesAllHandles,
 }
 
+/// All of them, so that one can be found by its name.
+pub const BUGS: [Bug; 32] = [
+    Bug::None,
+    Bug::TearsLargeValues,
+    Bug::DeletesStaleVersions,
+    Bug::ConflictsWithoutCurrent,
+    Bug::OverwritesOnConflict,
+    Bug::CreatesWhenAVersionIsExpected,
+    Bug::TimesOutAfterWriting,
+    Bug::RestartsVersionsAfterDelete,
+    Bug::RestartsVersionsOnReopen,
+    Bug::ChecksAndWritesUnderTwoLocks,
+    Bug::ReadsStaleValues,
+    Bug::ListsBackwards,
+    Bug::SkipsARowAfterEachPage,
+    Bug::ListsWrongSizes,
+    Bug::TrimsPrefixes,
+    Bug::ShortensKeys,
+    Bug::FoldsCase,
+    Bug::CollapsesSlashes,
+    Bug::TakesEmptyKeys,
+    Bug::TakesEmptyValuesForAbsent,
+    Bug::ChangesLineEnds,
+    Bug::TakesOnlyOneMebibyte,
+    Bug::CallsTooLargeInternal,
+    Bug::KeepsValuesTooLarge,
+    Bug::ChecksDeadlineAfterWriting,
+    Bug::ForgetsOnReopen,
+    Bug::TakesUnknownOptions,
+    Bug::RepeatsOptionValues,
+    Bug::SleepsThroughDeadlines,
+    Bug::CallsTimeoutUnavailable,
+    Bug::PanicsOnLongPrefixes,
+    Bug::ClosesAllHandles,
+];
+
 #[derive(Clone)]
 struct Record {
     version: Version,
@@ -171,7 +207,7 @@ impl Handle {
             && left > Duration::from_millis(10)
             && left < Duration::from_millis(100)
         {
-            std::thread::sleep(Duration::from_millis(700));
+            std::thread::sleep(Duration::from_millis(2_500));
         }
         match self.bug {
             Bug::ChecksDeadlineAfterWriting => {}

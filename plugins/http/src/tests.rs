@@ -1,4 +1,4 @@
-//! Forms and options, without a server; `tests/server.rs` and `tests/conformance.rs` have one.
+//! Forms and options, without a server; `tests/server.rs` and `tests/certify.rs` have one.
 
 use oxiflow_plugin_api::{BackendConfig, Expected, Version};
 

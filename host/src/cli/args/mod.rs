@@ -1,5 +1,6 @@
 //! What can be typed. Values are parsed here as far as they can be without looking at anything.
 
+mod plugin;
 mod state;
 
 use std::path::PathBuf;
@@ -9,6 +10,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::PipelineName;
 
+pub(super) use plugin::{
+    InstallArgs, ManifestArgs, OutdatedArgs, RemoveArgs, RollbackArgs, VerifyArgs,
+};
 pub(super) use state::{
     BackupArgs, BenchmarkArgs, CleanupArgs, DeleteArgs, LockArgs, PushArgs, RekeyArgs, RepairArgs,
     RestoreArgs, StateCommand, StateListArgs, UpgradeArgs, ValidateArgs, ValidateBackupArgs,
@@ -69,7 +73,7 @@ pub(super) enum Command {
     /// Look at and stop workers
     #[command(subcommand)]
     Worker(WorkerCommand),
-    /// Look at backend plugins
+    /// Look at, install and verify backend plugins
     #[command(subcommand)]
     Plugin(PluginCommand),
     /// Serve the store over HTTP: for other hosts, for programs, for monitoring
@@ -270,6 +274,25 @@ pub(super) enum PluginCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Make the crate of a new backend, in Rust, which builds and keeps the contract as it is
+    #[command(after_help = "Example:
+  oxide_flow plugin new shelf --api-path oxide_flow/plugin-api
+  cd shelf && cargo test && cargo build --release
+  oxide_flow plugin certify target/release/liboxiflow_backend_shelf.so")]
+    New(NewPluginArgs),
+    /// Prove that a plugin keeps the contract, clause by clause, each test in a process of its own
+    #[command(
+        after_help = "The store that it opens lies in a temporary folder, unless its options lead elsewhere;
+there every test works under keys of its own and removes them.
+
+Examples:
+  oxide_flow plugin certify ./liboxiflow_backend_shelf.so
+  oxide_flow plugin certify ./liboxiflow_backend_redis.so --option url=redis://127.0.0.1:6379/9
+  oxide_flow plugin certify ./liboxiflow_backend_shelf.so --quick --only C5 --seed 7
+
+Exit code 0 when no test fails, 1 when one does, 2 when the plugin cannot be loaded or opened."
+    )]
+    Certify(CertifyArgs),
     /// Check a plugin and show what it is; it is loaded in a process of its own
     Inspect {
         /// The library
@@ -281,4 +304,76 @@ pub(super) enum PluginCommand {
         #[arg(long, hide = true)]
         in_process: bool,
     },
+    /// Install plugins, or the next version of one, and pin them
+    #[command(
+        after_help = "Processes that run keep the library they loaded; the next ones load the new one. The
+version before is kept for `plugin rollback`.
+
+Examples:
+  oxide_flow plugin install ./liboxiflow_backend_shelf.so
+  oxide_flow plugin install shelf-1.2/ --to /opt/oxiflow/backends
+  oxide_flow plugin install /tmp/liboxiflow_backend_shelf.so --sha256 9f86d081884c7d65…"
+    )]
+    Install(InstallArgs),
+    /// Go back to the version of a plugin that was installed before
+    Rollback(RollbackArgs),
+    /// Remove a plugin that was installed, and its pin
+    Remove(RemoveArgs),
+    /// Check installed plugins against their manifests, pins and signatures, and run none of them
+    #[command(after_help = "Exit code 0 when all may be loaded, 2 when one may not.")]
+    Verify(VerifyArgs),
+    /// Compare installed plugins with other versions of them that are found
+    Outdated(OutdatedArgs),
+    /// Write the manifest of a plugin, for its author to ship beside it
+    #[command(after_help = "Example:
+  oxide_flow plugin manifest liboxiflow_backend_shelf.so --licence MIT >liboxiflow_backend_shelf.toml")]
+    Manifest(ManifestArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct NewPluginArgs {
+    /// The name of the backend: lowercase letters, digits and `_`
+    pub(super) name: String,
+    /// The folder to make [default: NAME]
+    #[arg(long, short, value_name = "DIR")]
+    pub(super) directory: Option<PathBuf>,
+    /// The folder of the package `oxiflow-plugin-api` [default: the version of this program, from
+    /// the registry]
+    #[arg(long, value_name = "DIR")]
+    pub(super) api_path: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CertifyArgs {
+    /// The library
+    pub(super) file: PathBuf,
+    /// An option of the backend; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
+    pub(super) option: Vec<(String, String)>,
+    /// Take `backend_config` from this configuration file
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Where the random choices come from, to repeat a run [default: random]
+    #[arg(long, value_name = "N")]
+    pub(super) seed: Option<u64>,
+    /// Only these tests: a clause such as C3, or a part of their names; may be repeated
+    #[arg(long, value_name = "TESTS")]
+    pub(super) only: Vec<String>,
+    /// Fewer repetitions, for while you write; gives no certificate
+    #[arg(long)]
+    pub(super) quick: bool,
+    /// How long one test may take
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1h")]
+    pub(super) limit: Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// `NAME=VALUE`.
+fn name_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
 }

@@ -1,9 +1,12 @@
 //! `oxide_flow plugin inspect`: checks a plugin and shows what it is.
 //!
-//! The library is loaded in a child process, so that a bad one cannot take the command down.
+//! The library is checked here and loaded in a child process, so that a bad one cannot take the
+//! command down. The child gets the checked bytes as its standard input, and loads nothing else.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -12,9 +15,12 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 use signal_hook::low_level::signal_name;
 
+use crate::cli::env;
 use crate::cli::ui::Ui;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plugin::{Plugin, is_secret_option};
+use crate::plugin::{
+    Candidate, CheckedLibrary, Described, POLICY_VARIABLE, Plugin, Trust, is_secret_option,
+};
 
 /// How long loading a plugin may take.
 const LOAD_LIMIT: Duration = Duration::from_secs(10);
@@ -38,12 +44,12 @@ struct Document {
     data: Inspected,
 }
 
-/// Inspects a plugin in this process.
+/// Inspects in this process the plugin that is its standard input.
 pub(super) fn here(file: &Path, json: bool, ui: &Ui) -> Result<ExitCode> {
-    let file = std::path::absolute(file).map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot tell the working directory").because(error)
+    let passed = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| {
+        Error::new(ErrorKind::Io, "no library was passed to this process").because(error)
     })?;
-    let plugin = Plugin::load(&file)?;
+    let plugin = Plugin::load_passed(file, File::from(passed))?;
     let description = plugin.description();
     let (major, minor) = plugin.abi_version();
     let inspected = Inspected {
@@ -79,16 +85,59 @@ pub(super) struct Refused {
 }
 
 /// Loads a plugin in a child process and returns what it is, or what the child says against it.
+/// What the machine asks of every plugin holds for one that is only looked at, too; pins do not.
 pub(super) fn inspect(file: &Path) -> Result<std::result::Result<Inspected, Refused>> {
+    let file = absolute(file)?;
+    let trust = Trust::of_machine(env(POLICY_VARIABLE).as_deref())?.for_inspection();
+    inspect_checked(&Candidate::read(&file)?.checked(&trust)?)
+}
+
+/// As [`inspect`], of a library that was checked already.
+pub(super) fn inspect_checked(
+    library: &CheckedLibrary,
+) -> Result<std::result::Result<Inspected, Refused>> {
+    let file = library.file();
+    let inspected = load_in_child(library)?;
+    if let (Ok(Inspected { name, version, abi, .. }), Some(manifest)) =
+        (&inspected, library.manifest())
+    {
+        manifest.check_description(file, name, version, abi)?;
+    }
+    Ok(inspected)
+}
+
+/// What a checked library says of itself when it is loaded in a child process; what the child
+/// says against it goes to standard error.
+pub(super) fn describe(library: &CheckedLibrary, ui: &Ui) -> Result<Described> {
+    match inspect_checked(library)? {
+        Ok(Inspected { version, abi, .. }) => Ok(Described { version, abi }),
+        Err(Refused { report, .. }) => {
+            ui.aside(report.trim_end());
+            let message = format!("{} does not load", library.file().display());
+            Err(Error::new(ErrorKind::Configuration, message).hint("nothing was changed"))
+        }
+    }
+}
+
+/// A path that does not depend on where the person is.
+pub(super) fn absolute(file: &Path) -> Result<PathBuf> {
+    std::path::absolute(file).map_err(|error| {
+        Error::new(ErrorKind::Io, "cannot tell the working directory").because(error)
+    })
+}
+
+fn load_in_child(library: &CheckedLibrary) -> Result<std::result::Result<Inspected, Refused>> {
+    let file = library.file();
     let failed = |what: &str| Error::new(ErrorKind::Io, what.to_owned());
+    let cannot = |error| failed("cannot start a process to load the plugin in").because(error);
     let child = Command::new("/proc/self/exe")
         .args(["plugin", "inspect", "--in-process", "--json", "--"])
         .arg(file)
-        .stdin(Stdio::null())
+        .stdin(library.as_input().map_err(cannot)?)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| failed("cannot start a process to load the plugin in").because(error))?;
+        .map_err(cannot)?;
     let (output, hung) = output_within(child, LOAD_LIMIT).map_err(|error| {
         failed("cannot wait for the process that loads the plugin").because(error)
     })?;

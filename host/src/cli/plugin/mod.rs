@@ -1,7 +1,16 @@
 //! `oxide_flow plugin …`
 
+mod certify;
 mod inspect;
+mod install;
 mod list;
+mod manifest;
+mod new;
+mod outdated;
+mod place;
+mod remove;
+mod rollback;
+mod verify;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -13,9 +22,17 @@ use crate::error::Result;
 pub(super) fn run(global: &Global, command: &PluginCommand, ui: &Ui) -> Result<ExitCode> {
     match command {
         PluginCommand::List { json } => list::run(global, *json, ui),
+        PluginCommand::New(args) => new::run(args, ui),
+        PluginCommand::Certify(args) => certify::run(args, ui),
         PluginCommand::Inspect { file, json, in_process: false } => {
             inspect::in_child(Path::new(file), *json, ui)
         }
         PluginCommand::Inspect { file, json, in_process: true } => inspect::here(file, *json, ui),
+        PluginCommand::Install(args) => install::run(global, args, ui),
+        PluginCommand::Rollback(args) => rollback::run(global, args, ui),
+        PluginCommand::Remove(args) => remove::run(global, args, ui),
+        PluginCommand::Verify(args) => verify::run(global, args, ui),
+        PluginCommand::Outdated(args) => outdated::run(global, args, ui),
+        PluginCommand::Manifest(args) => manifest::run(args, ui),
     }
 }

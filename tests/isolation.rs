@@ -1,0 +1,269 @@
+//! Plugins in processes of their own: what crashes, hangs and kills do to them, and what a pipeline
+//! sees of it.
+
+#![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
+
+mod kit;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kit::{PROGRAM, Project, QUICK, wait_for};
+use oxide_flow::plugin::{GRACE, Plugin, Trust};
+use oxiflow_plugin_api::conformance::{Settings, Subject, run_all};
+use oxiflow_plugin_api::{BackendError, Call, ErrorKind, Expected, Storage};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+const ISOLATED: &str = "plugins: {isolation: process}\n";
+
+/// A few heartbeats of the runs here.
+const BEATS: Duration = Duration::from_millis(250);
+
+/// A store of a plugin in a process of its own.
+struct Apart {
+    plugin: Plugin,
+    folder: TempDir,
+}
+
+impl Apart {
+    fn of(library: &Path) -> Self {
+        let plugin = Plugin::load_apart(library, &Trust::default(), Path::new(PROGRAM))
+            .expect("the plugin loads");
+        Self { plugin, folder: TempDir::with_prefix("oxiflow-isolation-").expect("a folder") }
+    }
+
+    fn new(backend: &str) -> Self {
+        Self::of(&kit::plugin_library(backend))
+    }
+}
+
+impl Subject for Apart {
+    fn open(&self) -> Result<Box<dyn Storage>, BackendError> {
+        self.open_with(json!({}))
+    }
+
+    fn open_with(&self, options: Value) -> Result<Box<dyn Storage>, BackendError> {
+        let options: Map<String, Value> = options.as_object().cloned().unwrap_or_default();
+        self.plugin.open(&options, self.folder.path())
+    }
+
+    fn config_schema(&self) -> Option<Value> {
+        self.plugin.description().config_schema.clone()
+    }
+
+    fn worker_command(&self) -> Option<Command> {
+        None
+    }
+}
+
+fn soon() -> Call {
+    Call::within(Duration::from_secs(20))
+}
+
+/// The processes of plugins that this process is the parent of.
+fn children(parent: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let after = stat.rsplit(')').next().unwrap_or_default();
+            after.split_whitespace().nth(1) == Some(&parent.to_string()) && is_plugin(*pid)
+        })
+        .collect()
+}
+
+fn is_plugin(pid: u32) -> bool {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    command.split(|byte| *byte == 0).any(|argument| argument == b"host-plugin")
+}
+
+fn kill(pid: u32) {
+    let sent = Command::new("kill").args(["-KILL", &pid.to_string()]).status();
+    assert!(sent.expect("kill starts").success());
+}
+
+/// One test at a time: they count the processes, threads and descriptors of this one.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A plugin in C that does what its keys say.
+fn wild(folder: &Path) -> PathBuf {
+    let library = folder.join("liboxiflow_backend_wild.so");
+    let built = Command::new("cc")
+        .args(["-std=c11", "-D_GNU_SOURCE", "-shared", "-fPIC", "-pthread", "-DWILD"])
+        .arg("-DNAME=\"wild\"")
+        .arg("-I")
+        .arg(kit::repository().join("plugin-api/include"))
+        .arg(kit::repository().join("tests/fixtures/plugins/c/backend.c"))
+        .arg("-o")
+        .arg(&library)
+        .status();
+    assert!(built.expect("cc starts").success());
+    library
+}
+
+fn conforms(subject: &Apart) {
+    let report = run_all(subject, &Settings::with_seed(u64::from(std::process::id())));
+    println!("{report}");
+    assert!(report.is_conforming(), "{report}");
+}
+
+#[test]
+fn an_isolated_file_backend_conforms() {
+    let _alone = alone();
+    conforms(&Apart::new("file"));
+}
+
+#[test]
+fn an_isolated_sqlite_backend_conforms() {
+    let _alone = alone();
+    conforms(&Apart::new("sqlite"));
+}
+
+#[test]
+fn an_isolated_backend_in_c_conforms() {
+    let _alone = alone();
+    let folder = TempDir::new().expect("a folder");
+    let made = Command::new("make")
+        .args(["--silent", "--directory"])
+        .arg(kit::repository().join("plugins/example-c"))
+        .arg(format!("OUTPUT={}", folder.path().display()))
+        .status();
+    assert!(made.expect("make starts").success());
+    conforms(&Apart::of(&folder.path().join("liboxiflow_backend_cfolder.so")));
+}
+
+#[test]
+fn a_plugin_that_ends_its_process_fails_the_call_and_is_started_again() {
+    let _alone = alone();
+    let folder = TempDir::new().expect("a folder");
+    let store = Apart::of(&wild(folder.path())).open().expect("a store");
+    for (key, told) in [
+        ("segfault", "was ended by signal SIGSEGV"),
+        ("abort", "was ended by signal SIGABRT"),
+        ("exit", "ended by itself with exit code 7"),
+    ] {
+        store.put(&soon(), "kept", b"inside", &Expected::Any).expect("a write");
+        let error = store.get(&soon(), key).expect_err("the process ends");
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        assert!(error.message().contains(told), "{error}");
+        // It kept everything in its memory: that it is gone is told, once.
+        let lost = store.get(&soon(), "kept").expect_err("the loss is told");
+        assert_eq!(lost.kind(), ErrorKind::Internal, "{lost}");
+        assert!(lost.message().contains("is gone with it"), "{lost}");
+        assert_eq!(store.get(&soon(), "kept").expect("a read"), None);
+    }
+}
+
+#[test]
+fn a_call_that_hangs_is_answered_by_its_deadline_and_ends_the_process() {
+    let _alone = alone();
+    let folder = TempDir::new().expect("a folder");
+    let store = Apart::of(&wild(folder.path())).open().expect("a store");
+    let started = Instant::now();
+    let hung = store.get(&Call::within(Duration::from_millis(200)), "hang").expect_err("it hangs");
+    assert_eq!(hung.kind(), ErrorKind::Timeout);
+    assert!(started.elapsed() < Duration::from_millis(1200), "{:?}", started.elapsed());
+    // Others go on beside it until the grace is over.
+    store.put(&soon(), "beside", b"it", &Expected::Absent).expect("a write");
+    assert!(store.get(&soon(), "beside").expect("a read").is_some());
+    let end = wait_for("the end of the process", || store.get(&soon(), "beside").err());
+    assert!(started.elapsed() >= GRACE, "{end} after {:?}", started.elapsed());
+    assert!(end.message().contains("did not return"), "{end}");
+}
+
+#[test]
+fn a_run_goes_on_while_the_process_of_its_backend_is_killed_again_and_again() {
+    let _alone = alone();
+    let project = Project::new(&format!("{ISOLATED}{QUICK}").replace("3s", "60s"));
+    let step = format!(
+        "i=0; while [ ! -e enough ]; do i=$((i+1)); \
+         {PROGRAM} progress --records 1 --last-id $i; sleep 0.02; done; echo $i > count"
+    );
+    project.write("pipelines/p.yaml", &format!("pipeline:\n  - name: one\n    run: {step:?}\n"));
+    let run = project.start_captured(&["run", "p"]);
+    let mut killed = Vec::new();
+    while killed.len() < 50 {
+        let pid = wait_for("a process of the plugin", || {
+            children(run.pid()).into_iter().find(|pid| !killed.contains(pid))
+        });
+        // One that never answers is started ever later, so it gets the time for a few heartbeats.
+        let seen = Instant::now();
+        wait_for("calls to have been made", || (seen.elapsed() > BEATS).then_some(()));
+        kill(pid);
+        killed.push(pid);
+    }
+    project.write("enough", "");
+    let ran = run.finish().expect(0);
+    let count: u64 = project.read("count").trim().parse().expect("a number");
+    let state = project.state("p").expect("a state");
+    assert_eq!(state["status"], "completed", "{}", ran.stderr);
+    assert_eq!(state["last_processed_id"], count.to_string(), "{state}");
+}
+
+#[test]
+fn the_process_of_a_plugin_ends_with_the_host_however_that_ends() {
+    let _alone = alone();
+    let project = Project::new(&format!("{ISOLATED}{QUICK}"));
+    project.write("pipelines/p.yaml", "pipeline:\n  - name: one\n    run: sleep 60\n");
+    let run = project.start(&["run", "p"]);
+    let child = wait_for("a process of the plugin", || children(run.pid()).pop());
+    // Also one that is stopped.
+    let stopped = Command::new("kill").args(["-STOP", &child.to_string()]).status();
+    assert!(stopped.expect("kill starts").success());
+    run.kill();
+    wait_for("the end of the plugin's process", || (!is_plugin(child)).then_some(()));
+}
+
+#[test]
+fn nothing_grows_over_many_calls_and_many_restarts() {
+    let _alone = alone();
+    let apart = Apart::new("file");
+    let store = apart.open_with(json!({ "atomic_writes": false })).expect("a store");
+    let me = std::process::id();
+    let count = |what: &str| std::fs::read_dir(what).expect("a folder").count();
+    let memory = || {
+        let statm = std::fs::read_to_string("/proc/self/statm").expect("statm");
+        statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("pages") * 4096
+    };
+    let mut before = None;
+    for round in 0..51 {
+        for _ in 0..200 {
+            store.put(&soon(), "key", &[7; 2048], &Expected::Any).expect("a write");
+            store.get(&soon(), "key").expect("a read").expect("a value");
+        }
+        let [child] = children(me)[..] else { panic!("not one child: {:?}", children(me)) };
+        // The first round is there to warm up.
+        if round == 0 {
+            before = Some((count("/proc/self/fd"), count("/proc/self/task"), memory()));
+        }
+        kill(child);
+        wait_for("the end to be noticed", || {
+            let error = store.get(&soon(), "key").err();
+            (error.is_some() || children(me) != [child]).then_some(())
+        });
+        wait_for("the store to be back", || store.get(&soon(), "key").ok());
+    }
+    let (descriptors, threads, bytes) = before.expect("a first round");
+    wait_for("threads and descriptors to be as before", || {
+        let now = (count("/proc/self/fd"), count("/proc/self/task"));
+        (now.0 <= descriptors && now.1 <= threads).then_some(())
+    });
+    assert!(memory() < bytes + (8 << 20), "{bytes} bytes before, {} after", memory());
+    drop(store);
+    drop(apart);
+    assert!(children(me).is_empty(), "a process is left");
+}
+
+#[test]
+fn another_isolation_than_there_is_is_a_mistake_in_the_file() {
+    let project = Project::new("plugins: {isolation: jail}\n");
+    let ran = project.run(&["health"]).expect(2);
+    assert!(ran.stderr.contains("`jail` is no isolation"), "{}", ran.stderr);
+}
