@@ -1,24 +1,15 @@
 //! The program over a server: runs, and what comes between them.
 
-use std::process::Command;
+use serde_json::json;
 
+use crate::kit::example::{Undisturbed, weather_on};
 use crate::kit::{Project, QUICK, wait_for};
 use crate::postgres::{PASSWORD, Server};
-use crate::{keys, store};
+use crate::{keys, store_with};
 
-/// A configuration with its state on this server; the password comes from the environment.
-fn configuration(base: &str, server: &Server) -> String {
-    let backend = format!(
-        "backend: postgres\n  backend_config: {{dsn: \"{}\", password: \"${{STATE_PASSWORD}}\"}}",
-        server.dsn()
-    );
-    base.replace("backend: file", &backend)
-}
-
-fn command(project: &Project, arguments: &[&str]) -> Command {
-    let mut command = project.command(arguments);
-    command.env("STATE_PASSWORD", PASSWORD);
-    command
+/// The options of a store on this server; the password comes from the environment.
+fn options(server: &Server) -> String {
+    format!("dsn: \"{}\", password: \"${{STATE_PASSWORD}}\"", server.dsn())
 }
 
 /// Counts on after its cursor until it may end, and says how far it is.
@@ -39,7 +30,9 @@ pipeline:
 fn a_run_goes_on_by_itself_while_its_server_is_killed_and_restarted() {
     let Some(mut server) = Server::start(&[]) else { return };
     let quick = QUICK.replace("lease_ttl: 3s", "lease_ttl: 60s");
-    let project = Project::new(&configuration(&quick, &server));
+    let backend = format!("backend: postgres\n  backend_config: {{{}}}", options(&server));
+    let project = Project::new(&quick.replace("backend: file", &backend))
+        .with_variable("STATE_PASSWORD", PASSWORD);
     project.write("pipelines/p.yaml", COUNTING);
     let counted = || {
         let text = std::fs::read_to_string(project.path().join("counted")).unwrap_or_default();
@@ -50,7 +43,7 @@ fn a_run_goes_on_by_itself_while_its_server_is_killed_and_restarted() {
         wait_for("the step to count on", || (counted() > before + 30).then_some(()));
     };
     let log = project.path().join("log");
-    let mut run = command(&project, &["run", "p"]);
+    let mut run = project.command(["run", "p"]);
     run.stdout(std::process::Stdio::null()).stderr(std::fs::File::create(&log).expect("a log"));
     let mut run = run.spawn().expect("it starts");
     counts_on();
@@ -68,33 +61,29 @@ fn a_run_goes_on_by_itself_while_its_server_is_killed_and_restarted() {
     let status = run.wait().expect("it ends");
     assert!(status.success(), "{}", project.read("log"));
 
-    let output = command(&project, &["state", "show", "p", "--json"]).output().expect("it starts");
-    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let state = &document["data"]["state"];
+    let state = project.state("p").expect("a state");
     assert_eq!(state["status"], "completed");
     assert_eq!(state["records_processed"], counted());
     assert_eq!(state["last_processed_id"], counted().to_string());
 }
 
 #[test]
-fn the_example_gives_its_expected_output_over_a_server() {
+fn the_example_gives_the_expected_output_also_when_it_was_killed() {
     let Some(server) = Server::start(&[]) else { return };
-    let project = Project::example("weather");
-    let example = project.read("oxiflow.yaml");
-    let own_options = "backend: file\n  backend_config:\n    state_dir: \".oxiflow/state\"\n";
-    assert!(example.contains(own_options));
-    let example = example.replace(own_options, "backend: file\n");
-    project.write("oxiflow.yaml", &configuration(&example, &server));
-    let mut run = command(&project, &["run", "weather"]);
-    let output = run.env("BATCH_PAUSE_SECONDS", "0").output().expect("it starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let compared = Command::new("diff")
-        .args(["-r", "expected", "output"])
-        .current_dir(project.path())
-        .output()
-        .expect("diff starts");
-    assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
-    assert!(!project.path().join(".oxiflow/state").exists(), "the state is on the server alone");
-    let stored = keys(&*store(&server.dsn()), "");
-    assert!(stored.contains(&"state/weather".to_owned()), "{stored:?}");
+    let prefix = |store: u32| format!("weather_{store}_");
+    let weather = |store: u32| {
+        let options = format!("{}, prefix: {}", options(&server), prefix(store));
+        weather_on(&format!("  backend: postgres\n  backend_config: {{{options}}}\n"))
+            .with_variable("STATE_PASSWORD", PASSWORD)
+    };
+    let undisturbed = Undisturbed::run(&weather(0));
+    for point in 1..6 {
+        let project = weather(point);
+        undisturbed.kill_and_resume(&project, point, 6);
+        let local = project.path().join(".oxiflow/state");
+        assert!(!local.exists(), "the state is on the server alone");
+        let store = store_with(&server.dsn(), &json!({ "prefix": prefix(point) }));
+        let stored = keys(&*store, "");
+        assert!(stored.contains(&"state/weather".to_owned()), "{stored:?}");
+    }
 }

@@ -84,14 +84,26 @@ pub fn build_cdylib(packages: &[&str]) -> PathBuf {
 /// A project in a folder of its own, with its state inside.
 pub struct Project {
     folder: TempDir,
+    variables: BTreeMap<String, String>,
 }
 
 impl Project {
     /// A project with this `oxiflow.yaml`.
     pub fn new(configuration: &str) -> Self {
-        let project = Self { folder: TempDir::with_prefix("oxiflow-test-").expect("a folder") };
+        let project = Self::empty();
         project.write("oxiflow.yaml", configuration);
         project
+    }
+
+    fn empty() -> Self {
+        let folder = TempDir::with_prefix("oxiflow-test-").expect("a folder");
+        Self { folder, variables: BTreeMap::new() }
+    }
+
+    /// The same project, whose program finds this variable in its environment.
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.insert(name.to_owned(), value.to_owned());
+        self
     }
 
     /// A project with the file backend and quick intervals, and this pipeline as `p`.
@@ -111,7 +123,7 @@ impl Project {
 
     /// A copy of an example of this repository.
     pub fn example(name: &str) -> Self {
-        let project = Self { folder: TempDir::with_prefix("oxiflow-test-").expect("a folder") };
+        let project = Self::empty();
         copy(&repository().join("docs/examples").join(name), project.path());
         for left in ["output", ".oxiflow"] {
             std::fs::remove_dir_all(project.path().join(left)).unwrap_or_default();
@@ -121,7 +133,7 @@ impl Project {
 
     /// A copy of this project as it is, store and all.
     pub fn duplicate(&self) -> Self {
-        let project = Self { folder: TempDir::with_prefix("oxiflow-test-").expect("a folder") };
+        let project = Self { variables: self.variables.clone(), ..Self::empty() };
         copy(self.path(), project.path());
         project
     }
@@ -171,6 +183,7 @@ impl Project {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("USER", "tester")
             .env("OXIFLOW_PLUGIN_PATH", plugin_folder())
+            .envs(&self.variables)
             .stdin(Stdio::null());
         command
     }

@@ -51,8 +51,10 @@ impl Proxy {
             target: SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
             state: Mutex::new(State {
                 behaviour: Behaviour::Forward,
+                planned: None,
                 closed: false,
                 accepted: 0,
+                answered: 0,
                 swallowed: 0,
                 open: HashMap::new(),
             }),
@@ -74,6 +76,13 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
+    /// Changes what happens once so many more pieces of answers were passed on. For a request that
+    /// is answered in one piece and a behaviour that throws answers away, that is the answer after
+    /// so many others; it has been given by then.
+    pub fn behave_after(&self, answers: u64, behaviour: Behaviour) {
+        self.shared.lock().planned = Some((answers, behaviour));
+    }
+
     /// What happens now.
     pub fn behaviour(&self) -> Behaviour {
         self.shared.lock().behaviour
@@ -87,6 +96,11 @@ impl Proxy {
     /// How many connections were accepted so far.
     pub fn accepted(&self) -> u64 {
         self.shared.lock().accepted
+    }
+
+    /// How many pieces of answers came from the server so far, passed on or not.
+    pub fn answered(&self) -> u64 {
+        self.shared.lock().answered
     }
 
     /// How many bytes of answers were thrown away so far.
@@ -112,8 +126,11 @@ struct Shared {
 
 struct State {
     behaviour: Behaviour,
+    /// The next behaviour, and after how many answers.
+    planned: Option<(u64, Behaviour)>,
     closed: bool,
     accepted: u64,
+    answered: u64,
     swallowed: u64,
     open: HashMap<u64, Arc<Pair>>,
 }
@@ -185,6 +202,9 @@ impl Shared {
             if ready == 0 {
                 return;
             }
+            if !to_server {
+                self.count_answer();
+            }
             let Some(behaviour) = self.behaviour_for(id) else { return };
             match behaviour {
                 Behaviour::Delay(pause) => thread::sleep(pause),
@@ -213,6 +233,20 @@ impl Shared {
             if to.write_all(&bytes[..length]).is_err() {
                 return;
             }
+        }
+    }
+
+    /// Counts a piece of an answer, and does what was planned for it.
+    fn count_answer(&self) {
+        let mut state = self.lock();
+        state.answered += 1;
+        match &mut state.planned {
+            Some((0, behaviour)) => {
+                state.behaviour = *behaviour;
+                state.planned = None;
+            }
+            Some((left, _)) => *left -= 1,
+            None => {}
         }
     }
 

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::TOKEN;
 use crate::hostile::write_certificate;
+use crate::kit::example::{Undisturbed, weather_on};
 use crate::kit::{PATIENCE, Project, QUICK, Ran, Served, plugin_library};
 
 fn open(options: &Value, project: &Project) -> Result<Box<dyn Storage>, BackendError> {
@@ -74,6 +75,20 @@ fn the_example_runs_over_a_served_store_and_its_output_is_the_same() {
     assert_eq!(shown["data"]["state"]["status"], "completed");
     // The store's own host sees the same state, in its files.
     assert_eq!(store.state("weather").expect("a state"), shown["data"]["state"]);
+}
+
+#[test]
+fn the_example_gives_the_expected_output_also_when_it_was_killed() {
+    let weather = |served: &Served| {
+        weather_on(&format!("  backend: http\n  backend_config: {{url: \"{}\"}}\n", served.url))
+    };
+    let store = Project::new(QUICK);
+    let undisturbed = Undisturbed::run(&weather(&Served::start(&store, &[])));
+    for point in 1..6 {
+        let store = Project::new(QUICK);
+        let served = Served::start(&store, &[]);
+        undisturbed.kill_and_resume(&weather(&served), point, 6);
+    }
 }
 
 /// A server that says what it is, and then gives one canned answer after the other. An empty answer

@@ -353,8 +353,11 @@ impl Shared {
             let timeout = if self.tempo.goes_beyond(ttl) {
                 // The supervisor is to hear of every attempt before its own patience ends.
                 (renewed + safe_time(ttl)).saturating_sub(attempted).max(ttl / 4)
+            } else if left.is_zero() {
+                interval
             } else {
-                left.max(interval)
+                // One that hangs leaves time for another, over a new connection.
+                (left / 2).max(interval.min(left))
             };
             match self.renew(&lease, timeout) {
                 Ok(None) => (pause, failing) = (interval, None),
