@@ -134,8 +134,8 @@ impl Touched<'_> {
 }
 
 impl Process {
-    /// Starts a process. What it says first is what the plugin is, or why it is not loaded; see
-    /// [`first_words`](Self::first_words).
+    /// Starts a process. What it says first, which comes over the channel, is what the plugin is, or
+    /// why it is not loaded.
     ///
     /// # Errors
     /// As the system refuses to start it.
