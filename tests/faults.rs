@@ -25,6 +25,8 @@ mod full;
 mod kills;
 #[path = "faults/machine.rs"]
 mod machine;
+#[path = "faults/migration.rs"]
+mod migration;
 #[path = "faults/power.rs"]
 mod power;
 #[path = "faults/projects.rs"]

@@ -12,10 +12,10 @@ mod postgres;
 mod redis;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
-use kit::{Project, QUICK, Ran, Running, contents, wait_for};
+use kit::{Project, QUICK, Ran, Running, contents, records, wait_for};
 use serde_json::Value;
 
 /// Counts to a number given by a file `upto`, a record at a time, from where it was.
@@ -48,20 +48,6 @@ fn project(pipelines: usize) -> Project {
 /// What the program does with the other store.
 fn other(project: &Project, arguments: &[&str]) -> Ran {
     project.run(&[arguments, &["--project", "other.yaml"]].concat())
-}
-
-/// The records of a file store by file, without leases, markers, locks and the footers that make
-/// each file of its own.
-fn records(root: &Path) -> BTreeMap<String, Vec<u8>> {
-    let files = contents(root).into_iter();
-    let named = files.filter_map(|(path, bytes)| {
-        let name = path.strip_prefix(root).unwrap().display().to_string();
-        let kept = ["states/", "backups/", "history/"].iter().any(|sort| name.starts_with(sort));
-        let bytes = bytes.filter(|_| kept)?;
-        let end = bytes.windows(16).rposition(|window| window == b"\n{\"oxiflow_file\"").unwrap();
-        Some((name, bytes[..end].to_vec()))
-    });
-    named.collect()
 }
 
 /// Starts the program. What it says goes to the file `log`: a pipe that nobody reads would stop it.

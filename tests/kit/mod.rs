@@ -487,3 +487,18 @@ pub fn processes_with(entry: &str) -> Vec<u32> {
         })
         .collect()
 }
+
+/// The records of a file store by file, without leases, markers, locks and the footers that make
+/// each file of its own.
+pub fn records(root: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = contents(root).into_iter();
+    let named = files.filter_map(|(path, bytes)| {
+        let name = path.strip_prefix(root).expect("below the root").display().to_string();
+        let kept = ["states/", "backups/", "history/"].iter().any(|sort| name.starts_with(sort));
+        let bytes = bytes.filter(|_| kept)?;
+        let end = bytes.windows(16).rposition(|window| window == b"\n{\"oxiflow_file\"");
+        let end = end.expect("a footer");
+        Some((name, bytes[..end].to_vec()))
+    });
+    named.collect()
+}

@@ -9,8 +9,8 @@ use oxide_flow::manager::StateManager;
 use oxide_flow::model::Progress;
 use oxide_flow::recovery::back_up_now;
 
-use crate::kit::{Project, QUICK, Served, plugin_library};
-use crate::{postgres, records, redis};
+use crate::kit::{Project, QUICK, Served, plugin_library, records};
+use crate::{postgres, redis};
 
 /// How many pipelines travel: `OXIFLOW_TEST_PIPELINES`, or a hundred.
 fn pipelines() -> usize {
