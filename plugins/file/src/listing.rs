@@ -39,34 +39,43 @@ pub(crate) fn list(
     after: Option<&str>,
     out: &mut ListSink<'_>,
 ) -> Result<(), BackendError> {
-    let mut walk = Walk {
-        root,
-        call,
-        prefix: prefix.as_bytes(),
-        after: after.map(str::as_bytes),
-        buffer: Vec::with_capacity(STEP_BYTES),
-        keys: Vec::new(),
-    };
-    walk.start(prefix)?;
-    let mut keys = walk.keys;
-    keys.sort_unstable();
-    for key in keys {
-        call.check()?;
-        let path = root.join(path::locate(&key));
-        // What cannot be opened must not hide the rest; `get` says what is wrong with it.
-        let found = record::peek(&path)
-            .or_else(|_| record::peek_damaged(&path))
-            .map_err(|error| failed("read", &path, error))?;
-        let Some(found) = found else {
-            continue;
+    let mut after = after.map(str::to_owned);
+    let mut buffer = Vec::with_capacity(STEP_BYTES);
+    loop {
+        let mut walk = Walk {
+            root,
+            call,
+            prefix: prefix.as_bytes(),
+            after: after.as_deref().map(str::as_bytes),
+            buffer: &mut buffer,
+            keys: Vec::new(),
+            most: out.remaining(),
+            left_out: false,
         };
-        let row =
-            Listed { key, version: found.version, size: found.bytes, modified: found.modified };
-        if out.push(&row).is_break() {
-            break;
+        walk.start(prefix)?;
+        let (keys, left_out) = walk.least();
+        for key in &keys {
+            call.check()?;
+            let path = root.join(path::locate(key));
+            // What cannot be opened must not hide the rest; `get` says what is wrong with it.
+            let found = record::peek(&path)
+                .or_else(|_| record::peek_damaged(&path))
+                .map_err(|error| failed("read", &path, error))?;
+            let Some(found) = found else {
+                continue;
+            };
+            let (key, version) = (key.clone(), found.version);
+            let row = Listed { key, version, size: found.bytes, modified: found.modified };
+            if out.push(&row).is_break() {
+                return Ok(());
+            }
+        }
+        // Some of those that were taken are gone, and a page that is not full would be the last.
+        match keys.into_iter().next_back() {
+            Some(last) if left_out => after = Some(last),
+            _ => return Ok(()),
         }
     }
-    Ok(())
 }
 
 /// The bytes of all files below `root`; `None` when the call has no time left for counting.
@@ -103,8 +112,12 @@ struct Walk<'a> {
     call: &'a Call,
     prefix: &'a [u8],
     after: Option<&'a [u8]>,
-    buffer: Vec<u8>,
+    buffer: &'a mut Vec<u8>,
     keys: Vec<String>,
+    /// How many keys are wanted.
+    most: usize,
+    /// Whether there are more.
+    left_out: bool,
 }
 
 impl Walk<'_> {
@@ -125,25 +138,36 @@ impl Walk<'_> {
     fn visit(&mut self, folder: &Path, start: &[u8]) -> Result<(), BackendError> {
         self.call.check()?;
         let absolute = self.root.join(folder);
-        let names = match names(&absolute, &mut self.buffer) {
+        let names = match names(&absolute, self.buffer) {
             Ok(names) => names,
             Err(error) if is_absence(&error) => return Ok(()),
             Err(error) => return Err(failed("list", &absolute, error)),
         };
         for (name, kind) in names {
-            let path = folder.join(&name);
             if name.starts_with('.') && name.ends_with(".tmp") {
                 continue;
             }
-            if name.ends_with(SUFFIX) && kind != Kind::Folder {
-                match path::key_of(&path) {
-                    Some(key) if self.wants(key.as_bytes()) => self.keys.push(key),
-                    Some(_) => {}
-                    None => self.foreign(&path),
+            let mut inner = start.to_vec();
+            if let Some(file) = name.strip_suffix(SUFFIX)
+                && kind != Kind::Folder
+            {
+                // Most of a large folder is not on this page, so a name is only looked at
+                // closely if it may be.
+                let is_wanted = path::push_decoded(&mut inner, file).map(|()| self.wants(&inner));
+                if is_wanted != Some(false) {
+                    match String::from_utf8(inner) {
+                        Ok(key)
+                            if is_wanted == Some(true)
+                                && path::locate(&key) == folder.join(&name) =>
+                        {
+                            self.take(key);
+                        }
+                        _ => self.foreign(&folder.join(&name)),
+                    }
                 }
                 continue;
             }
-            let mut inner = start.to_vec();
+            let path = folder.join(&name);
             if kind == Kind::File || path::push_decoded_folder(&mut inner, &name).is_none() {
                 self.foreign(&path);
             } else if self.may_hold(&inner) {
@@ -151,6 +175,29 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    fn take(&mut self, key: String) {
+        self.keys.push(key);
+        if self.keys.len() >= self.most.saturating_mul(2).max(1) {
+            self.cut();
+        }
+    }
+
+    /// Keeps the least keys, as many as are wanted.
+    fn cut(&mut self) {
+        if self.keys.len() > self.most {
+            self.keys.select_nth_unstable(self.most);
+            self.keys.truncate(self.most);
+            self.left_out = true;
+        }
+    }
+
+    /// The least keys in their order, as many as are wanted, and whether there are more.
+    fn least(mut self) -> (Vec<String>, bool) {
+        self.cut();
+        self.keys.sort_unstable();
+        (self.keys, self.left_out)
     }
 
     fn wants(&self, key: &[u8]) -> bool {

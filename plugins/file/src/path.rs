@@ -14,7 +14,7 @@
 //! No component is `.`, `..`, hidden, or longer than 255 bytes, so no key reaches outside the
 //! store. Names starting with a dot are left to temporary files.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::PathBuf;
 
 /// The folders at the top, each with the first segment of the keys in it.
 pub(crate) const FOLDERS: [(&str, &str); 4] =
@@ -61,33 +61,6 @@ pub(crate) fn locate_folder(prefix: &str) -> Option<PathBuf> {
         push_folder(&mut path, segment);
     }
     Some(PathBuf::from(path))
-}
-
-/// The key of a file, given its path relative to the store; `None` when no key has this path.
-pub(crate) fn key_of(path: &Path) -> Option<String> {
-    let mut components = path.components().map(|component| match component {
-        Component::Normal(name) => name.to_str(),
-        _ => None,
-    });
-    let mut key = folder_prefix(components.next()??)?.as_bytes().to_vec();
-    let mut names = components.collect::<Option<Vec<_>>>()?;
-    let file = names.pop()?.strip_suffix(SUFFIX)?;
-    for name in names {
-        push_decoded_folder(&mut key, name)?;
-    }
-    push_decoded(&mut key, file)?;
-    let key = String::from_utf8(key).ok()?;
-    // One spelling counts: anything else that decodes was not written by this backend.
-    (locate(&key) == path).then_some(key)
-}
-
-/// What the keys in this folder at the top start with; `None` when it is none of ours.
-fn folder_prefix(folder: &str) -> Option<&'static str> {
-    if folder == OTHER {
-        return Some("");
-    }
-    let known = FOLDERS.iter().find(|(_, name)| *name == folder)?;
-    Some(known.0)
 }
 
 /// Appends the part of a key that a folder's name stands for; `None` when it stands for none.
@@ -147,8 +120,8 @@ fn push_pieces(path: &mut String, segment: &[u8]) {
     }
 }
 
-/// Appends the bytes that a piece stands for.
-fn push_decoded(key: &mut Vec<u8>, piece: &str) -> Option<()> {
+/// Appends the bytes that a piece stands for; `None` when it stands for none.
+pub(crate) fn push_decoded(key: &mut Vec<u8>, piece: &str) -> Option<()> {
     if piece == EMPTY {
         return Some(());
     }
@@ -167,7 +140,36 @@ fn push_decoded(key: &mut Vec<u8>, piece: &str) -> Option<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Component, Path};
+
     use super::*;
+
+    /// The key of a file, given its path relative to the store; `None` when no key has this path.
+    fn key_of(path: &Path) -> Option<String> {
+        let mut components = path.components().map(|component| match component {
+            Component::Normal(name) => name.to_str(),
+            _ => None,
+        });
+        let mut key = folder_prefix(components.next()??)?.as_bytes().to_vec();
+        let mut names = components.collect::<Option<Vec<_>>>()?;
+        let file = names.pop()?.strip_suffix(SUFFIX)?;
+        for name in names {
+            push_decoded_folder(&mut key, name)?;
+        }
+        push_decoded(&mut key, file)?;
+        let key = String::from_utf8(key).ok()?;
+        // One spelling counts: anything else that decodes was not written by this backend.
+        (locate(&key) == path).then_some(key)
+    }
+
+    /// What the keys in this folder at the top start with; `None` when it is none of ours.
+    fn folder_prefix(folder: &str) -> Option<&'static str> {
+        if folder == OTHER {
+            return Some("");
+        }
+        let known = FOLDERS.iter().find(|(_, name)| *name == folder)?;
+        Some(known.0)
+    }
     use proptest::prelude::*;
 
     fn path(key: &str) -> String {
