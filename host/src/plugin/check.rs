@@ -8,9 +8,9 @@
 //! is known of the bytes that would not be known of the file.
 
 use std::fs::{File, Metadata};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -124,15 +124,12 @@ impl Candidate {
     ///
     /// # Errors
     /// `Configuration` when it cannot be read.
-    pub(super) fn passed(file: &Path, mut opened: File) -> Result<Self> {
-        opened.seek(SeekFrom::Start(0)).map_err(|error| unreadable(file, error))?;
+    pub(super) fn passed(file: &Path, opened: File) -> Result<Self> {
         Self::read_opened(file, file.to_owned(), opened)
     }
 
-    fn read_opened(file: &Path, real: PathBuf, mut opened: File) -> Result<Self> {
-        let size = opened.metadata().map_err(|error| unreadable(file, error))?.len();
-        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
-        opened.read_to_end(&mut bytes).map_err(|error| unreadable(file, error))?;
+    fn read_opened(file: &Path, real: PathBuf, opened: File) -> Result<Self> {
+        let bytes = read_whole(&opened).map_err(|error| unreadable(file, error))?;
         Ok(Self {
             file: file.to_owned(),
             real,
@@ -228,8 +225,12 @@ impl Candidate {
     pub fn checked(&self, trust: &Trust) -> Result<CheckedLibrary> {
         self.check(trust)?;
         let cannot = |error| unreadable(&self.file, error);
-        let descriptor = match sealed_copy(&self.real, &self.bytes) {
-            Ok(copy) => copy,
+        let sealed = match is_sealed(&self.opened) {
+            true => self.opened.try_clone().map(OwnedFd::from),
+            false => sealed_copy(&self.real, &self.bytes),
+        };
+        let descriptor = match sealed {
+            Ok(sealed) => sealed,
             // What is known of the bytes would not be known of the file.
             Err(error) if self.digest.get().is_some() || !trust.is_empty() => {
                 let objection = "this system has no sealed memory files to load checked bytes from";
@@ -238,9 +239,7 @@ impl Candidate {
             }
             Err(error) => {
                 tracing::debug!(%error, "no sealed memory file; mapping the checked descriptor");
-                let mut opened = self.opened.try_clone().map_err(cannot)?;
-                opened.seek(SeekFrom::Start(0)).map_err(cannot)?;
-                OwnedFd::from(opened)
+                OwnedFd::from(self.opened.try_clone().map_err(cannot)?)
             }
         };
         let load_path = PathBuf::from(format!("/proc/self/fd/{}", descriptor.as_raw_fd()));
@@ -303,6 +302,24 @@ fn open(file: &Path, real: &Path) -> Result<(File, Metadata)> {
         return Err(refusal(file, "it is not a regular file", "install the library itself"));
     }
     Ok((opened, metadata))
+}
+
+/// The bytes of a file, from its start. Whoever else was passed this descriptor shares its position
+/// in the file, and may be reading at this moment, so it is neither used nor moved.
+fn read_whole(opened: &File) -> std::io::Result<Vec<u8>> {
+    let size = usize::try_from(opened.metadata()?.len()).unwrap_or_default();
+    let mut bytes = vec![0; size];
+    let mut at = 0;
+    while at < size {
+        match opened.read_at(&mut bytes[at..], at as u64) {
+            Ok(0) => break,
+            Ok(read) => at += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(at);
+    Ok(bytes)
 }
 
 /// The text of a file beside a library; `None` when there is no such file.
@@ -408,12 +425,42 @@ fn elf_objection(bytes: &[u8]) -> Option<&'static str> {
     (whole() != Some(true)).then_some("it is truncated")
 }
 
+const SEALS: SealFlags =
+    SealFlags::WRITE.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::SEAL);
+
+/// Whether nobody can change these bytes any more, as in what another process has checked and
+/// passed on.
+fn is_sealed(opened: &File) -> bool {
+    rustix::fs::fcntl_get_seals(opened).is_ok_and(|seals| seals.contains(SEALS))
+}
+
 fn sealed_copy(real: &Path, bytes: &[u8]) -> std::io::Result<OwnedFd> {
     let name = real.file_name().unwrap_or_default();
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut copy = File::from(rustix::fs::memfd_create(name, flags)?);
     copy.write_all(bytes)?;
-    let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&copy, seals)?;
+    rustix::fs::fcntl_add_seals(&copy, SEALS)?;
     Ok(copy.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_that_is_passed_to_several_at_once_gives_each_the_whole_library() {
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
+        let path = Path::new("liboxiflow_backend_shared.so");
+        let shared = File::from(sealed_copy(path, &bytes).unwrap());
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let passed = Candidate::passed(path, shared.try_clone().unwrap()).unwrap();
+                        assert!(passed.bytes() == bytes);
+                    }
+                });
+            }
+        });
+    }
 }
