@@ -13,6 +13,7 @@ mod msgpack;
 mod yaml;
 mod zstd;
 
+use std::borrow::Cow;
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -130,12 +131,12 @@ impl Format {
 
     /// The name: that of the syntax, `+`, and that of the compression if there is one.
     #[must_use]
-    pub fn name(&self) -> String {
+    pub fn name(&self) -> Cow<'static, str> {
         match self.compression {
             Some(compression) => {
-                format!("{}{SEPARATOR}{}", self.syntax.name(), compression.name())
+                format!("{}{SEPARATOR}{}", self.syntax.name(), compression.name()).into()
             }
-            None => self.syntax.name().to_owned(),
+            None => self.syntax.name().into(),
         }
     }
 
@@ -199,7 +200,9 @@ impl fmt::Debug for Format {
 #[must_use]
 pub fn names() -> Vec<String> {
     let with = |compression: Option<&'static dyn Compression>| {
-        SYNTAXES.iter().map(move |syntax| Format { syntax: *syntax, compression }.name())
+        SYNTAXES
+            .iter()
+            .map(move |syntax| Format { syntax: *syntax, compression }.name().into_owned())
     };
     let compressed = COMPRESSIONS.iter().flat_map(|compression| with(Some(*compression)));
     with(None).chain(compressed).collect()
