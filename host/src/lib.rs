@@ -34,4 +34,5 @@ pub mod rules;
 pub mod runner;
 pub mod server;
 pub mod store;
+mod subprocess;
 pub mod view;

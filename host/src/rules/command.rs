@@ -5,40 +5,26 @@
 //! With 1, each line of its standard output is an objection: a text, or a JSON object with `field`,
 //! `found` and `expected`.
 
-use std::io::{Read, Write};
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Judge, Objection, Subject};
 use crate::config::Command as Run;
 use crate::error::{Error, ErrorKind, Result};
+use crate::subprocess::{Ended, Keep, Subprocess};
 
 /// What is read of a command's output, in bytes; a rule has not more to say.
-const MOST_OUTPUT: u64 = 1024 * 1024;
+const MOST_OUTPUT: usize = 1024 * 1024;
 
 /// How many objections of one rule are told.
 const MOST_OBJECTIONS: usize = 100;
 
-/// How long the rest of the output may take once the command has ended.
-const DRAIN: Duration = Duration::from_secs(1);
-
 pub(super) struct Program<'a> {
     pub(super) run: &'a Run,
     pub(super) timeout: Duration,
-}
-
-/// How a command ended, and what it wrote.
-struct Ended {
-    status: ExitStatus,
-    stdout: Vec<u8>,
-    stderr: Vec<u8>,
 }
 
 /// An objection as a command may write it.
@@ -93,77 +79,27 @@ impl Program<'_> {
     }
 
     fn execute(&self, subject: &Subject<'_>, input: Vec<u8>) -> Result<Ended> {
-        let failed = |what: &str, error: std::io::Error| {
-            Error::new(ErrorKind::Configuration, what.to_owned()).because(error)
+        let failed = |kind, what: &str, error: std::io::Error| {
+            Error::new(kind, what.to_owned()).because(error)
         };
-        let mut child = self
-            .command()
-            .current_dir(subject.project)
-            .env("OXIFLOW_PIPELINE", subject.pipeline.as_str())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // With all that it starts, so that all of it can be ended.
-            .process_group(0)
-            .spawn()
-            .map_err(|error| failed("its command cannot be started", error))?;
-        let stdin = child.stdin.take();
-        // A command that does not read its input has its reasons.
-        let writer = thread::spawn(move || stdin.map(|mut stdin| stdin.write_all(&input)));
-        let stdout = child.stdout.take().map(collect);
-        let stderr = child.stderr.take().map(collect);
-        let status = self.wait(&mut child)?;
-        drop(writer);
-        let output = |collected: Option<mpsc::Receiver<Vec<u8>>>| {
-            collected.and_then(|output| output.recv_timeout(DRAIN).ok()).unwrap_or_default()
-        };
-        Ok(Ended { status, stdout: output(stdout), stderr: output(stderr) })
-    }
-
-    /// Waits for the command, and ends it when it takes too long. Whatever it has left behind ends
-    /// with it: the command is only reaped then, so its group is nobody else's.
-    fn wait(&self, child: &mut Child) -> Result<ExitStatus> {
-        let until = Instant::now() + self.timeout;
-        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        let failed = |error: std::io::Error| {
-            Error::new(ErrorKind::Io, "cannot wait for its command").because(error)
-        };
-        let mut pause = Duration::from_millis(1);
-        let in_time = loop {
-            let ended = waitid(WaitId::Pid(Pid::from_child(child)), options);
-            match ended.map_err(|error| failed(error.into()))? {
-                Some(_) => break true,
-                None if Instant::now() >= until => break false,
-                None => thread::sleep(pause),
-            }
-            pause = (pause * 2).min(Duration::from_millis(20));
-        };
-        if let Err(error) = kill_process_group(Pid::from_child(child), Signal::KILL) {
-            tracing::debug!(%error, "nothing of a rule's command is left");
-        }
-        let status = child.wait().map_err(failed)?;
-        if in_time {
-            return Ok(status);
+        let mut command = self.command();
+        command.current_dir(subject.project).env("OXIFLOW_PIPELINE", subject.pipeline.as_str());
+        let keep = Keep::First(MOST_OUTPUT);
+        let process =
+            Subprocess::start(&mut command, Some(input), keep, keep).map_err(|error| {
+                failed(ErrorKind::Configuration, "its command cannot be started", error)
+            })?;
+        let ended = process
+            .finish(self.timeout)
+            .map_err(|error| failed(ErrorKind::Io, "cannot wait for its command", error))?;
+        if ended.in_time {
+            return Ok(ended);
         }
         let limit = humantime::format_duration(self.timeout);
         let message = format!("its command took longer than {limit}");
         Err(Error::new(ErrorKind::Configuration, message)
             .hint("make it faster, or give it more `timeout_seconds`"))
     }
-}
-
-/// Reads an output to its end, and sends it once that is reached.
-fn collect(output: impl Read + Send + 'static) -> mpsc::Receiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let mut bytes = Vec::new();
-        if let Err(error) = output.take(MOST_OUTPUT).read_to_end(&mut bytes) {
-            tracing::debug!(%error, "the output of a rule's command broke off");
-        }
-        // Nobody waits any more when the command took too long.
-        sender.send(bytes).ok();
-    });
-    receiver
 }
 
 fn objections(stdout: &str) -> Vec<Objection> {
