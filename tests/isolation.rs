@@ -5,6 +5,11 @@
 
 mod kit;
 
+#[path = "isolation/kills.rs"]
+mod kills;
+#[path = "isolation/opening.rs"]
+mod opening;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -94,9 +99,15 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// A plugin in C that does what its keys say.
 fn wild(folder: &Path) -> PathBuf {
+    compiled(folder, &["-DWILD"])
+}
+
+/// The same with these flags, named `wild`.
+fn compiled(folder: &Path, flags: &[&str]) -> PathBuf {
     let library = folder.join("liboxiflow_backend_wild.so");
     let built = Command::new("cc")
-        .args(["-std=c11", "-D_GNU_SOURCE", "-shared", "-fPIC", "-pthread", "-DWILD"])
+        .args(["-std=c11", "-D_GNU_SOURCE", "-shared", "-fPIC", "-pthread"])
+        .args(flags)
         .arg("-DNAME=\"wild\"")
         .arg("-I")
         .arg(kit::repository().join("plugin-api/include"))
