@@ -35,8 +35,13 @@ struct Apart {
 
 impl Apart {
     fn of(library: &Path) -> Self {
-        let plugin = Plugin::load_apart(library, &Trust::default(), Path::new(PROGRAM))
-            .expect("the plugin loads");
+        Self::started_by(library, Path::new(PROGRAM))
+    }
+
+    /// As [`of`](Self::of), by a program that becomes ours.
+    fn started_by(library: &Path, program: &Path) -> Self {
+        let plugin =
+            Plugin::load_apart(library, &Trust::default(), program).expect("the plugin loads");
         Self { plugin, folder: TempDir::with_prefix("oxiflow-isolation-").expect("a folder") }
     }
 
