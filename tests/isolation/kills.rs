@@ -124,7 +124,8 @@ fn a_run_whose_processes_are_all_killed_ends_with_its_lease_and_is_resumed() {
     let state = project.state("p").expect("a state");
     assert_eq!(state["status"], "completed", "{state}");
     // The step may have been ended between what it did and its report of it, and in nothing else.
-    let known: u64 = state["last_processed_id"].as_str().and_then(|id| id.parse().ok()).expect("id");
+    let known: u64 =
+        state["last_processed_id"].as_str().and_then(|id| id.parse().ok()).expect("id");
     assert!(last == Some(known) || last == Some(known + 1), "{last:?} and {state}");
 }
 

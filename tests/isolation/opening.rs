@@ -45,7 +45,10 @@ fn a_process_that_never_opens_the_store_is_given_up() {
 #[test]
 fn a_plugin_that_crashes_as_it_is_loaded_is_to_blame_and_one_that_was_killed_is_not() {
     let crashed = over_wild(|_| "-DAT_LOAD=abort()".to_owned()).expect(70).stderr;
-    assert!(crashed.contains("ended by signal SIGABRT\nhint: report it to the author"), "{crashed}");
+    assert!(
+        crashed.contains("ended by signal SIGABRT\nhint: report it to the author"),
+        "{crashed}"
+    );
     let killed = over_wild(|_| "-DAT_LOAD=kill(getpid(), SIGKILL)".to_owned()).expect(70).stderr;
     assert!(killed.contains("SIGKILL\nhint: a person or the kernel killed it"), "{killed}");
 }
