@@ -90,6 +90,17 @@ fn remove(path: &Path) {
     }
 }
 
+/// As [`replace`], for a file that only its owner may read, in a folder of the same kind that need
+/// not be there yet.
+///
+/// # Errors
+/// As [`replace`].
+pub(crate) fn replace_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    make_folders(folder_of(path), 0o700)
+        .map_err(|error| error.while_doing(format!("cannot write {}", path.display())))?;
+    replace(path, bytes, 0o600)
+}
+
 /// Puts a link in the place of a file or link.
 pub(crate) fn replace_link(path: &Path, target: &Path) -> Result<()> {
     let beside = temporary(path);

@@ -100,8 +100,7 @@ pub fn write_rescue_file(
     let mut failure = Error::new(ErrorKind::Io, "there is no folder for rescued states");
     for folder in folders {
         let file = folder.join(&name);
-        let made = durable::make_folders(folder, 0o700);
-        match made.and_then(|()| durable::replace(&file, &sealed, 0o600)) {
+        match durable::replace_private(&file, &sealed) {
             Ok(()) => return Ok(file),
             Err(error) => {
                 failure = error;

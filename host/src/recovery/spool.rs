@@ -93,8 +93,7 @@ impl Spool {
         let folder = self.folder(&state.pipeline_id);
         let file = folder.join(format!("{}-{}.{ENTRY}", state.epoch, state.version));
         let sealed = seal(store, rescued)?;
-        durable::make_folders(&folder, 0o700)?;
-        durable::replace(&file, &sealed, 0o600)?;
+        durable::replace_private(&file, &sealed)?;
         self.remove_except(state, Some(&file));
         Ok(file)
     }
