@@ -228,7 +228,8 @@ static int32_t health(void *handle, const oxiflow_call *call, oxiflow_health *he
                     uint64_t{stat.ms_psize};
         }
         std::chrono::nanoseconds latency = Deadline::Clock::now() - started;
-        uint64_t most = std::min(txn.env.map_size(), txn.env.room());
+        uint64_t most =
+            std::min(txn.env.map_size(), txn.env.file_size() + txn.env.free_on_disk());
         health->latency_ns = static_cast<uint64_t>(latency.count());
         health->used_bytes = used;
         health->free_bytes = most - std::min(used, most);

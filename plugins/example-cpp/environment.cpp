@@ -1,3 +1,4 @@
+// How an environment is opened, shared, mapped anew and closed.
 #include "environment.hpp"
 
 #include <sys/statvfs.h>
@@ -11,6 +12,9 @@ namespace {
 
 constexpr uint64_t FORMAT = 1;
 constexpr unsigned READERS = 1024;
+
+// A disk with less than this is full.
+constexpr uint64_t FULL_BYTES = 65536;
 
 // How long `open`, which has no deadline, waits for those who write.
 constexpr std::chrono::seconds OPEN_PATIENCE(60);
@@ -153,7 +157,8 @@ void Environment::commit(MDB_txn *txn)
     if (mdb_txn_begin(env_.get(), nullptr, MDB_RDONLY, &next) != MDB_SUCCESS)
         throw Failure{OXIFLOW_OUTCOME_UNKNOWN, "the last write of a commit failed"};
     mdb_txn_abort(next);
-    fail(code, "commit");
+    // LMDB calls it an I/O error when a disk took only a part of what was written.
+    fail(code == EIO && free_on_disk() < FULL_BYTES ? ENOSPC : code, "commit");
 }
 
 // Maps at least so many bytes, or with 0 as many as another process has made it. It moves the map,
@@ -198,13 +203,20 @@ uint64_t Environment::map_size() const
     return info.me_mapsize;
 }
 
-uint64_t Environment::room() const
+uint64_t Environment::file_size() const
 {
     struct stat file;
+    if (fstatat(folder_.get(), "data.mdb", &file, 0) != 0)
+        fail(errno, "look at the file");
+    return static_cast<uint64_t>(file.st_size);
+}
+
+uint64_t Environment::free_on_disk() const
+{
     struct statvfs disk;
-    if (fstatat(folder_.get(), "data.mdb", &file, 0) != 0 || fstatvfs(folder_.get(), &disk) != 0)
+    if (fstatvfs(folder_.get(), &disk) != 0)
         fail(errno, "look at the disk");
-    return static_cast<uint64_t>(file.st_size) + uint64_t{disk.f_bavail} * disk.f_frsize;
+    return uint64_t{disk.f_bavail} * disk.f_frsize;
 }
 
 } // namespace lmdb_backend

@@ -46,9 +46,10 @@ class Environment {
     // Frees what processes that died in the middle of a read still hold, and counts them.
     int clear_dead_readers();
 
-    // How many bytes the map has, and how many the file has and can still get of the disk.
+    // In bytes.
     uint64_t map_size() const;
-    uint64_t room() const;
+    uint64_t file_size() const;
+    uint64_t free_on_disk() const;
 
     MDB_dbi index = 0, values = 0, meta = 0;
 

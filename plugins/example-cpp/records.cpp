@@ -1,3 +1,4 @@
+// How keys, values and versions are kept in the databases.
 #include "records.hpp"
 
 #include <chrono>
