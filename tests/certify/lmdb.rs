@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use oxide_flow::plugin::{Plugin, Trust};
 use oxiflow_plugin_api::{Call, ErrorKind, Expected, MIN_MAX_VALUE_BYTES, Storage};
-use serde_json::{Value, json};
+use serde_json::Map;
 use tempfile::TempDir;
 
 use crate::{backends, clauses, kit};
 
-/// What of the largest values a map of 128 MiB has no room for.
+/// The smallest map, in bytes.
+const SMALL: u64 = 128 << 20;
+
+/// How many of the largest values it has no room for.
 const TOO_MANY: usize = 10;
 
 /// Whether what the example is made with is there, beside what Rust needs itself.
@@ -47,10 +50,11 @@ fn library() -> Option<&'static Path> {
 }
 
 /// Opens the store in this folder, in a process of its own.
-fn open(library: &Path, base: &TempDir, options: Value) -> Box<dyn Storage> {
+fn open(library: &Path, base: &TempDir, map_size: u64) -> Box<dyn Storage> {
     let plugin = Plugin::load_apart(library, &Trust::default(), Path::new(kit::PROGRAM))
         .expect("the plugin loads");
-    plugin.open(options.as_object().expect("options"), base.path()).expect("the store opens")
+    let options = Map::from_iter([("map_size".to_owned(), map_size.into())]);
+    plugin.open(&options, base.path()).expect("the store opens")
 }
 
 fn soon() -> Call {
@@ -72,7 +76,7 @@ fn the_example_in_cpp_is_built_by_its_own_makefile_and_certified_with_batches() 
 fn a_full_store_says_so_changes_nothing_and_takes_what_there_is_room_for_again() {
     let Some(library) = library() else { return };
     let base = TempDir::new().expect("a folder");
-    let store = open(library, &base, json!({"map_size": 128 << 20}));
+    let store = open(library, &base, SMALL);
     let keys: Vec<String> = (0..TOO_MANY).map(|number| format!("large/{number}")).collect();
     let put = |number: usize, expected| store.put(&soon(), &keys[number], &large(number), expected);
     let (full, error) = (0..TOO_MANY)
@@ -81,8 +85,8 @@ fn a_full_store_says_so_changes_nothing_and_takes_what_there_is_room_for_again()
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
     assert!(error.message().contains("`map_size`"), "{error}");
     assert!(full > 4, "{full} values fit into 128 MiB");
-    for number in 0..full {
-        let entry = store.get(&soon(), &keys[number]).expect("a read").expect("the key is there");
+    for (number, key) in keys[..full].iter().enumerate() {
+        let entry = store.get(&soon(), key).expect("a read").expect("the key is there");
         assert!(entry.value == large(number), "{number}");
     }
     assert_eq!(store.get(&soon(), &keys[full]).expect("a read"), None);
@@ -96,8 +100,8 @@ fn a_full_store_says_so_changes_nothing_and_takes_what_there_is_room_for_again()
 fn a_store_that_another_process_has_grown_is_read_and_written() {
     let Some(library) = library() else { return };
     let base = TempDir::new().expect("a folder");
-    let small = open(library, &base, json!({"map_size": 128 << 20}));
-    let other = open(library, &base, json!({"map_size": 1 << 30}));
+    let small = open(library, &base, SMALL);
+    let other = open(library, &base, 8 * SMALL);
     small.put(&soon(), "first", b"small", &Expected::Absent).expect("a write");
     for number in 0..TOO_MANY {
         let key = format!("large/{number}");
@@ -114,7 +118,7 @@ fn a_store_that_another_process_has_grown_is_read_and_written() {
 fn a_writer_waits_for_one_that_is_stopped_until_its_deadline_and_readers_do_not() {
     let Some(library) = library() else { return };
     let base = TempDir::new().expect("a folder");
-    let store = open(library, &base, json!({}));
+    let store = open(library, &base, SMALL);
     let version = store.put(&soon(), "key", b"before", &Expected::Absent).expect("a write");
     let stopped = File::open(base.path().join("lmdb/write.lock")).expect("the lock");
     stopped.lock().expect("it is free");
