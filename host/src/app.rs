@@ -27,6 +27,10 @@ use crate::store::StateStore;
 /// The backend that keeps state for one process only; used when `state.enabled` is false.
 const MEMORY: &str = "memory";
 
+/// How long attempts to open the store may begin: enough for as many as a call gets from a store that
+/// refuses at once, and too short to multiply the patience of a backend that waits by itself.
+const OPENING_PATIENCE: Duration = Duration::from_secs(3);
+
 /// The name of the program's file.
 const PROGRAM: &str = "oxide_flow";
 
@@ -98,7 +102,8 @@ impl App {
             Isolation::Process => Plugin::find_apart(backend, &search, &trust, &program(env)?)?,
         };
         check_options(&config, &plugin, &plugin.problems(options))?;
-        let (storage, mut records) = match plugin.open(options, &config.project_dir) {
+        let open = || plugin.open(options, &config.project_dir);
+        let (storage, mut records) = match layer::opened(OPENING_PATIENCE, open) {
             Ok(storage) => {
                 let storage: Arc<dyn Storage> = storage.into();
                 let shared = Box::new(Arc::clone(&storage));

@@ -56,10 +56,11 @@ fn deaths(certificate: &Value) -> Vec<&str> {
 }
 
 #[test]
-fn without_a_mistake_it_breaks_nothing_and_only_batches_are_skipped() {
+fn without_a_mistake_it_breaks_nothing_and_only_atomic_batches_are_skipped() {
     let certificate = breaks_with("None", &[], &[]);
     let skipped: Vec<String> = clauses(&certificate, &["skipped"]).into_keys().collect();
     assert_eq!(skipped, ["C15"], "{certificate:#}");
+    assert!(clauses(&certificate, &["passed"]).contains_key("C15"), "{certificate:#}");
 }
 
 #[test]
@@ -150,6 +151,27 @@ fn c14_descriptors_left_behind() {
 #[test]
 fn c14_memory_left_behind() {
     breaks("KeepsValuesThatWereRead", "C14");
+}
+
+#[test]
+fn c15_a_batch_that_forgets_what_to_expect() {
+    breaks("ForgetsWhatToExpect", "C15");
+}
+
+#[test]
+fn c15_a_batch_with_a_result_too_few() {
+    breaks("LosesTheLastResult", "C15");
+}
+
+#[test]
+fn c15_half_of_an_atomic_batch() {
+    // Nothing else, of everything that there is to try.
+    breaks_with("KeepsWhatCameBeforeTheConflict", &[], &["C15"]);
+}
+
+#[test]
+fn c15_an_atomic_batch_that_readers_see_made() {
+    breaks("LetsReadersIn", "C15");
 }
 
 #[test]

@@ -502,6 +502,25 @@ pub fn processes_with(entry: &str) -> Vec<u32> {
         .collect()
 }
 
+/// The processes of isolated plugins that this process is the parent of.
+pub fn plugin_processes(parent: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").expect("/proc").filter_map(Result::ok);
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let after = stat.rsplit(')').next().unwrap_or_default();
+            after.split_whitespace().nth(1) == Some(&parent.to_string()) && is_plugin(*pid)
+        })
+        .collect()
+}
+
+/// Whether this process loads an isolated plugin for another.
+pub fn is_plugin(pid: u32) -> bool {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    command.split(|byte| *byte == 0).any(|argument| argument == b"host-plugin")
+}
+
 /// The records of a file store by file, without leases, markers, locks and the footers that make
 /// each file of its own.
 pub fn records(root: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -1,11 +1,15 @@
-//! Each command ends by its deadline, also when the server says nothing any more.
+//! Each command ends by its deadline, also when the server says nothing any more; and the first
+//! answer that is lost is no worse than any other.
 
 use std::time::{Duration, Instant};
 
 use crate::proxy::Behaviour;
 use crate::{Store, counting};
 
-over_each_backend!(a_command_that_gets_no_answer_ends_by_its_deadline);
+over_each_backend!(
+    a_command_that_gets_no_answer_ends_by_its_deadline,
+    a_command_whose_first_connection_is_dropped_succeeds,
+);
 
 /// What one operation may take, and opening the store before it, on a busy machine.
 const BOUND: Duration = Duration::from_secs(45);
@@ -70,4 +74,16 @@ fn end_in_silence(store: &Store, pipeline: &str, command: &[&str], last: bool) {
     if runs || command == ["state", "unlock"] {
         lane.assert_complete(&context);
     }
+}
+
+fn a_command_whose_first_connection_is_dropped_succeeds(store: &Store) {
+    let lane = store.behind_proxy("dropped", &counting("[ \"$n\" -ge 3 ]"));
+    for command in [&["run", "dropped"][..], &["state", "list"], &["health"]] {
+        lane.proxy.behave(Behaviour::LoseReply);
+        let lost = lane.proxy.swallowed();
+        let ran = lane.project.run(command);
+        assert_eq!(ran.code, 0, "{command:?} over {}: {}", store.backend, ran.stderr);
+        assert!(lane.proxy.swallowed() > lost, "{command:?}");
+    }
+    lane.assert_complete("dropped");
 }

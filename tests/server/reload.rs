@@ -5,7 +5,7 @@ use std::fs::Permissions;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,10 @@ use rustix::io::FdFlags;
 use serde_json::json;
 
 use crate::client::{Answer, connect, get};
-use crate::kit::{PATIENCE, Project, QUICK, Served, plugin_library, wait_for};
+use crate::kit::{
+    PATIENCE, Project, QUICK, Served, is_plugin, plugin_library, plugin_processes, repository,
+    wait_for,
+};
 
 /// When the process that answers now began to serve.
 fn started_at(at: &str) -> String {
@@ -37,9 +40,22 @@ fn client(url: &str) -> Box<dyn Storage> {
 
 #[test]
 fn reloading_five_times_under_load_fails_no_request() {
-    let project = Project::new(QUICK);
+    reload_five_times(QUICK);
+}
+
+/// The process of the backend ends with each program, and the next one has one of its own.
+#[test]
+fn reloading_five_times_under_load_with_an_isolated_backend_fails_no_request() {
+    let backends = reload_five_times(&format!("{QUICK}plugins: {{isolation: process}}\n"));
+    assert_eq!(backends.len(), 6, "{backends:?}");
+}
+
+/// The processes that the backend was in, one after the other, if it was isolated.
+fn reload_five_times(configuration: &str) -> Vec<u32> {
+    let project = Project::new(configuration);
     let served = Served::start(&project, &[]);
     let pid = served.running.pid();
+    let mut backends = plugin_processes(pid);
     let (going, requests) = (AtomicBool::new(true), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for thread in 0..4 {
@@ -65,12 +81,17 @@ fn reloading_five_times_under_load_fails_no_request() {
                 (requests.load(Ordering::Relaxed) > before + 40).then_some(())
             });
             reload(&served);
+            let now = plugin_processes(pid);
+            assert!(now.len() <= 1, "the one before is gone: {now:?}");
+            backends.extend(now);
         }
         going.store(false, Ordering::Relaxed);
     });
     assert_eq!(served.running.pid(), pid, "it is the same process for whoever watches it");
     let log = project.read("server.log");
     assert!(!log.contains("Not reloaded"), "{log}");
+    backends.dedup();
+    backends
 }
 
 /// A newly installed plugin comes into use by a reload; a request that is made meanwhile does not
@@ -123,6 +144,66 @@ fn reloading_uses_the_plugin_that_was_installed_last_and_fails_no_request() {
     served.running.signal("-HUP");
     wait_for("the refusal", || project.read("server.log").contains("Not reloaded").then_some(()));
     assert_eq!(started_at(served.address()), before);
+}
+
+/// The same with the backend in a process of its own: the next one is of the new version.
+#[test]
+fn reloading_starts_the_process_of_an_isolated_backend_from_what_was_installed_last() {
+    let project = Project::new("");
+    let folder = project.path().join("plugins");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::set_permissions(&folder, Permissions::from_mode(0o755)).expect("a mode");
+    project.write(
+        "oxiflow.yaml",
+        &format!(
+            "state: {{backend: shelf}}\n\
+             plugins: {{path: {:?}, trust: pinned, isolation: process}}\n",
+            folder.display()
+        ),
+    );
+    let install = |version: &str| {
+        let name = "liboxiflow_backend_shelf.so";
+        let sources = repository();
+        let built = Command::new("cc")
+            .args(["-std=c11", "-D_GNU_SOURCE", "-shared", "-fPIC", "-pthread"])
+            .args(["-DNAME=\"shelf\"", &format!("-DVERSION=\"{version}\""), "-o", name, "-I"])
+            .args([
+                sources.join("plugin-api/include"),
+                sources.join("tests/fixtures/plugins/c/backend.c"),
+            ])
+            .current_dir(project.path())
+            .status();
+        assert!(built.expect("cc starts").success());
+        let manifest = project.run(&["plugin", "manifest", name]).expect(0).stdout;
+        project.write("liboxiflow_backend_shelf.toml", &manifest);
+        project.run(&["plugin", "install", name]).expect(0);
+    };
+    let version = |at: &str| get(at, "/v1/info").expect(200).json()["backend"]["version"].clone();
+    install("1.0");
+    let served = Served::start(&project, &[]);
+    let (at, pid) = (served.address(), served.running.pid());
+    assert_eq!(version(at), "1.0");
+    let [before] = plugin_processes(pid)[..] else { panic!("{:?}", plugin_processes(pid)) };
+    let (going, requests) = (AtomicBool::new(true), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let storage = client(&served.url);
+            while going.load(Ordering::Relaxed) {
+                let call = Call::within(PATIENCE);
+                storage.put(&call, "loaded", b"value", &Expected::Any).expect("a put");
+                requests.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        install("2.0");
+        reload(&served);
+        let so_far = requests.load(Ordering::Relaxed);
+        wait_for("requests", || (requests.load(Ordering::Relaxed) > so_far + 20).then_some(()));
+        going.store(false, Ordering::Relaxed);
+    });
+    assert_eq!(version(at), "2.0");
+    let [after] = plugin_processes(pid)[..] else { panic!("{:?}", plugin_processes(pid)) };
+    assert_ne!(after, before);
+    assert!(!is_plugin(before), "the process of the version before is gone");
 }
 
 #[test]

@@ -93,10 +93,9 @@ fn print(report: &Report, ui: &Ui) {
         Some(false) => "no",
         None => "unknown",
     };
-    let of_its_own = if report.isolated { ", in a process of its own" } else { "" };
     let mut pairs = vec![
         ("Healthy", if report.healthy { "yes" } else { "no" }.to_owned()),
-        ("Backend", report.backend.clone() + of_its_own),
+        ("Backend", super::state::backend(&report.backend, report.isolated)),
         ("Durable", durable.to_owned()),
         ("Latency", ms(report.latency_ms)),
         ("Write", ms(report.write_ms)),

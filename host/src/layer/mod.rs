@@ -24,7 +24,7 @@ pub use cache::Cache;
 pub use encryption::{Derivation, Encryption, KeySource, Keyring};
 pub use metrics::{Measured, Metrics, OperationCounters, StorageCounters};
 pub use records::{DamagedRecord, Examined, Kept, Record, Records, SealedRecord};
-pub use retry::Retry;
+pub use retry::{Retry, opened};
 pub use salvage::{Damage, Salvage, damage, salvage};
 pub use seal::{
     ENCRYPTED_FORMAT_VERSION, FORMAT_VERSION, Header, NEWEST_FORMAT_VERSION, claimed_key, seal,

@@ -6,6 +6,9 @@
 //! of two attempts with one expectation only one can succeed. A write that is found to have happened
 //! is confirmed by writing the same bytes over it: what can be read is not yet what survives a
 //! power loss, and a store may lose the answer exactly because it could not make it durable.
+//!
+//! Opening the storage is repeated like a call on it: a server that is restarted, or loses one
+//! answer, may do so before the first call as well.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,6 +73,19 @@ fn repeat<T>(
             result => return result,
         }
     }
+}
+
+/// Opens a storage, and tries again as for a call what fails for a passing reason. `patience` is how
+/// long attempts may begin: a backend that opens is told of no deadline, and one that waits for its
+/// server by itself has done what there is to do.
+///
+/// # Errors
+/// As the last attempt fails.
+pub fn opened<T>(
+    patience: Duration,
+    open: impl FnMut() -> Result<T, BackendError>,
+) -> Result<T, BackendError> {
+    repeat(&Call::within(patience), open)
 }
 
 /// What is stored, compared to what a write of unknown outcome wanted.
@@ -501,5 +517,29 @@ mod tests {
         let error = store.put(&call, "k", b"ours", &Expected::Any).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(inner.script.lock().unwrap().len() > 56);
+    }
+
+    #[test]
+    fn opening_is_repeated_for_passing_reasons_only() {
+        let patience = Duration::from_secs(5);
+        let mut errors = vec![BackendError::timeout("slow"), BackendError::unavailable("down")];
+        assert_eq!(opened(patience, || errors.pop().map_or(Ok(7), Err)), Ok(7));
+        let mut made = 0;
+        let denied = opened(patience, || {
+            made += 1;
+            Err::<(), _>(BackendError::new(ErrorKind::Denied, "no"))
+        });
+        assert_eq!((denied.unwrap_err().kind(), made), (ErrorKind::Denied, 1));
+    }
+
+    #[test]
+    fn a_backend_that_was_patient_by_itself_is_opened_once() {
+        let mut made = 0;
+        let error = opened(Duration::from_millis(50), || {
+            made += 1;
+            std::thread::sleep(Duration::from_millis(60));
+            Err::<(), _>(BackendError::unavailable("waited in vain"))
+        });
+        assert_eq!((error.unwrap_err().kind(), made), (ErrorKind::Unavailable, 1));
     }
 }

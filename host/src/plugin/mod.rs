@@ -38,7 +38,7 @@ pub use check::{Candidate, CheckedLibrary, manifest_of, signature_of};
 pub use digest::Digest;
 pub use discovery::{Found, LIBRARY_PREFIX, LIBRARY_SUFFIX, SearchPath};
 pub use install::{Described, Installed, Place, install, remove, rollback};
-pub use isolation::{COMMAND as ISOLATION_COMMAND, GRACE, close_all, run_child};
+pub use isolation::{COMMAND as ISOLATION_COMMAND, GRACE, KILLED_HINT, close_all, run_child};
 pub use lock::{LOCK_FILE, Lock, Pin, Previous};
 pub use manifest::{Manifest, this_libc, this_target};
 pub use options::{OptionProblem, problems as option_problems};

@@ -13,13 +13,15 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::SIGKILL;
 use signal_hook::low_level::signal_name;
 
 use crate::cli::env;
 use crate::cli::ui::Ui;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugin::{
-    Candidate, CheckedLibrary, Described, POLICY_VARIABLE, Plugin, Trust, is_secret_option,
+    Candidate, CheckedLibrary, Described, KILLED_HINT, POLICY_VARIABLE, Plugin, Trust,
+    is_secret_option,
 };
 
 /// How long loading a plugin may take.
@@ -142,17 +144,18 @@ fn load_in_child(library: &CheckedLibrary) -> Result<std::result::Result<Inspect
         failed("cannot wait for the process that loads the plugin").because(error)
     })?;
     let report = String::from_utf8_lossy(&output.stderr).into_owned();
-    let killed = |how: &str| Refused {
+    let refused = |how: &str, hint: &str| Refused {
         code: 1,
-        report: format!(
-            "error: {} {how}\n{report}hint: do not install it; report it to its author",
-            file.display()
-        ),
+        report: format!("error: {} {how}\n{report}hint: {hint}", file.display()),
     };
+    let killed = |how: &str| refused(how, "do not install it; report it to its author");
     if hung {
         return Ok(Err(killed("hung while it was loaded")));
     }
     Ok(match (output.status.signal(), output.status.code()) {
+        (Some(SIGKILL), _) => {
+            Err(refused("was not loaded: its process was ended by signal SIGKILL", KILLED_HINT))
+        }
         (Some(signal), _) => {
             let name = signal_name(signal).map_or_else(|| signal.to_string(), str::to_owned);
             Err(killed(&format!("crashed the process that loaded it (signal {name})")))

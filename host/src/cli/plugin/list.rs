@@ -10,6 +10,7 @@ use super::inspect::{Inspected, inspect_checked};
 use super::place::Here;
 use crate::cli::args::Global;
 use crate::cli::ui::{Ui, plain};
+use crate::config::Isolation;
 use crate::error::Result;
 use crate::plugin::{Candidate, Digest, Found, Manifest, Standing};
 
@@ -30,6 +31,8 @@ struct Row {
     mismatched: Vec<PathBuf>,
     manifest: Option<Manifest>,
     plugin: Option<Inspected>,
+    /// Whether the project runs it in processes of its own.
+    isolated: bool,
     error: Option<String>,
 }
 
@@ -52,7 +55,7 @@ pub(super) fn run(global: &Global, json: bool, ui: &Ui) -> Result<ExitCode> {
         let plugin = row.plugin.as_ref();
         vec![
             row.backend.clone(),
-            row.status.to_owned(),
+            if row.isolated { format!("{}, isolated", row.status) } else { row.status.to_owned() },
             or_dash(plugin.map(|plugin| plugin.version.clone())),
             or_dash(plugin.map(|plugin| plugin.abi.clone())),
             or_dash(row.sha256.map(|digest| digest.short())),
@@ -90,6 +93,7 @@ fn row(here: &Here, found: Found) -> Row {
         mismatched: Vec::new(),
         manifest: None,
         plugin: None,
+        isolated: false,
         error: None,
         file,
     };
@@ -102,6 +106,7 @@ fn row(here: &Here, found: Found) -> Row {
         (None, None) if row.backend == here.config.state.backend => "in use",
         (None, None) => "available",
     };
+    row.isolated = row.status == "in use" && here.config.plugins.isolation == Isolation::Process;
     row
 }
 

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use super::figures::{Operation, TIMES, Target, Times, milliseconds, size, unknown};
+use super::figures::{Operation, TIMES, Target, Times, backend, milliseconds, size, unknown};
 use crate::app::App;
 use crate::cli::exit;
 use crate::cli::ui::{Ui, count, number_of, seconds};
@@ -36,6 +36,7 @@ pub(super) fn run(app: &App, verbose: bool, json: bool, ui: &Ui) -> Result<ExitC
     });
     let report = Report {
         backend: app.plugin.description().name.clone(),
+        isolated: app.plugin.is_isolated(),
         promises: app.store.capabilities().names().collect(),
         workers: workers.iter().map(WorkerShown::from).collect(),
         targets: targets(&figures),
@@ -67,6 +68,7 @@ pub(super) fn run(app: &App, verbose: bool, json: bool, ui: &Ui) -> Result<ExitC
 #[derive(Serialize)]
 struct Report {
     backend: String,
+    isolated: bool,
     promises: Vec<&'static str>,
     workers: Vec<WorkerShown>,
     targets: [Target; 4],
@@ -177,7 +179,7 @@ fn print(report: &Report, figures: &Figures, own_capacity: u64, growth: &KnownGr
         promises => promises.join(", "),
     };
     ui.pairs(&[
-        ("Backend", format!("{} ({promises})", report.backend)),
+        ("Backend", format!("{} ({promises})", backend(&report.backend, report.isolated))),
         ("Measured by", format!("{} and this command", number_of(measuring, "live worker"))),
     ]);
     ui.line("");

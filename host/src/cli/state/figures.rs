@@ -42,6 +42,11 @@ impl Times {
     }
 }
 
+/// The name of a backend, and where it runs if not here.
+pub(in crate::cli) fn backend(name: &str, isolated: bool) -> String {
+    format!("{name}{}", if isolated { ", in a process of its own" } else { "" })
+}
+
 /// One operation in JSON.
 #[derive(Serialize)]
 pub(super) struct Operation {

@@ -43,7 +43,7 @@ use crate::recovery::{Kept, RewriteOptions};
 use crate::store::{DamagedState, ExaminedState};
 use crate::view;
 
-pub(super) use figures::{milliseconds, size};
+pub(super) use figures::{backend, milliseconds, size};
 pub(super) use import::confirm;
 pub(super) use lock::described;
 

@@ -41,6 +41,10 @@ const LOAD_LIMIT: Duration = Duration::from_secs(10);
 /// How long opening a store may take.
 const OPEN_LIMIT: Duration = Duration::from_secs(60);
 
+/// What to do about a process that SIGKILL has ended: it is not to blame.
+pub const KILLED_HINT: &str = "a person or the kernel killed it (`journalctl -k` tells whether memory ran \
+                      out); repeat the command";
+
 /// A library that is loaded into processes of its own.
 pub(super) struct Apart {
     launch: Arc<Launch>,
@@ -241,7 +245,8 @@ fn introduction(
         RecvTimeoutError::Timeout => blame(format!("{file} hung while it was loaded")),
         RecvTimeoutError::Disconnected => {
             let end = process.end().unwrap_or_default();
-            blame(format!("the process that loaded {file} {end}"))
+            let ended = blame(format!("the process that loaded {file} {end}"));
+            if process.was_killed() { ended.hint(KILLED_HINT) } else { ended }
         }
     })?;
     let read = match frame.what {

@@ -74,6 +74,8 @@ pub(super) struct Process {
     answered: AtomicBool,
     /// Whether it was killed because it did not answer.
     hung: AtomicBool,
+    /// Whether SIGKILL ended it.
+    killed: AtomicBool,
     /// Whether somebody watches over calls that are late.
     watched: AtomicBool,
     /// The name under which its log lines appear.
@@ -199,6 +201,7 @@ impl Process {
             next_id: AtomicU64::new(1),
             answered: AtomicBool::new(false),
             hung: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             name: OnceLock::new(),
         });
@@ -213,6 +216,11 @@ impl Process {
     /// How the process ended; `None` while it runs.
     pub(super) fn end(&self) -> Option<String> {
         self.calls().ended.clone()
+    }
+
+    /// Whether SIGKILL ended it, which comes from outside. Known once it has an [`end`](Self::end).
+    pub(super) fn was_killed(&self) -> bool {
+        self.killed.load(Ordering::Relaxed)
     }
 
     /// Whether it has answered any call since its store was opened.
@@ -417,6 +425,7 @@ impl Process {
         }
         match (status.signal(), status.code()) {
             (Some(number), _) => {
+                self.killed.store(number == signal_hook::consts::SIGKILL, Ordering::Relaxed);
                 let name = signal_name(number).map_or_else(|| number.to_string(), str::to_owned);
                 format!("was ended by signal {name}")
             }
