@@ -259,16 +259,17 @@ fn rekey_seals_every_record_with_the_current_key() {
     history/p/RECORD
     history/p/RECORD
     history/p1/RECORD
+    usage/store
     --- stderr
-    would rewrite 8 records; 0 records sealed with the current key
+    would rewrite 9 records; 0 records sealed with the current key
     exit 2
     --- stderr
-    this seals 8 records again with the current key
+    this seals 9 records again with the current key
     error: nobody is there to confirm; nothing was changed
     hint: repeat the command with `--yes`
     exit 0
     --- stderr
-    rewrote 8 records; 0 records needed nothing
+    rewrote 9 records; 0 records needed nothing
     exit 0
     --- stdout
     {
@@ -277,13 +278,13 @@ fn rekey_seals_every_record_with_the_current_key() {
         "dry_run": false,
         "stale": 0,
         "rewritten": 0,
-        "current": 8,
+        "current": 9,
         "held": [],
         "failed": []
       }
     }
     --- stderr
-    rewrote 0 records; 8 records needed nothing
+    rewrote 0 records; 9 records needed nothing
     "#);
     assert_eq!(key_ids(&project).len(), 1);
     configure(&project, "  encryption: {key_file: two}\n");
@@ -312,7 +313,7 @@ fn rekey_leaves_what_a_live_worker_relies_on_and_the_worker_goes_on() {
     --- stderr
     note: left `state/p` as it is: worker `WORKER` relies on it and writes it again itself; repeat the command when it has ended
     note: left `lease/p` as it is: worker `WORKER` relies on it and writes it again itself; repeat the command when it has ended
-    rewrote 0 records; 0 records needed nothing
+    rewrote 1 record; 0 records needed nothing
     ");
     project.write("go", "");
     running.finish().expect(0);

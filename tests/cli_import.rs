@@ -62,6 +62,34 @@ fn an_export_in_any_format_comes_back_the_same() {
 }
 
 #[test]
+fn an_export_follows_links_and_goes_into_pipes() {
+    let project = failed();
+    let path = |name: &str| project.path().join(name);
+    project.write("earlier", "");
+    std::os::unix::fs::symlink(path("earlier"), path("link")).unwrap();
+    project.run(&["state", "export", "p", "--output", "link"]).expect(0);
+    assert!(path("link").is_symlink());
+    let exported = project.read("earlier");
+    assert!(exported.contains("\"pipeline_id\""), "{exported}");
+
+    let made = std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap();
+    assert!(made.success());
+    let reader = std::thread::spawn({
+        let pipe = path("pipe");
+        move || std::fs::read_to_string(pipe).unwrap()
+    });
+    project.run(&["state", "export", "p", "--output", "pipe"]).expect(0);
+    assert_eq!(reader.join().unwrap(), exported);
+    assert!(!path("pipe").is_file(), "the pipe was replaced");
+
+    project.run(&["state", "export", "p", "--output", "pipelines"]).expect(1);
+    let beside = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.unwrap().file_name().to_string_lossy().starts_with(".link")
+    };
+    assert!(!project.path().read_dir().unwrap().any(beside), "something is left");
+}
+
+#[test]
 fn texts_that_look_like_other_things_survive_yaml() {
     let project = failed();
     let mut state = project.state("p").unwrap();

@@ -96,8 +96,9 @@ fn a_valid_state_is_left_alone() {
     leases  1  0
     quarantine  0  0
     states  1  0
+    usage  1  0
     --- stderr
-    3 records read, all whole
+    4 records read, all whole
     ");
     assert_eq!(kit::contents(project.path()), before);
     insta::assert_snapshot!(project.run(&["state", "validate", "nosuch"]).story(&project), @"
@@ -504,6 +505,7 @@ fn one_damaged_record_never_hides_the_others() {
     leases  2  1
     quarantine  0  0
     states  2  1
+    usage  1  0
 
     corrupt state/p
         found  cannot load the state of pipeline `p`: the backend reports corrupt: DIR/.oxiflow/state/states/p.json has no room for its footer
@@ -522,7 +524,7 @@ fn one_damaged_record_never_hides_the_others() {
         remedy  none: no command needs it, and every command passes over it
     --- stderr
     ERROR [oxide_flow::state] State corruption detected pipeline=p
-    9 records read, 4 of them cannot be used
+    10 records read, 4 of them cannot be used
     ");
     let ran = project.run(&["state", "verify-integrity", "--json"]).expect(3);
     let report: Value = serde_json::from_str(&ran.stdout).unwrap();

@@ -77,10 +77,48 @@ fn diagnostics_of_an_idle_store_say_unknown_where_nothing_was_measured() {
 
     let text = project.run(&["state", "diagnostics"]).expect(0).stdout;
     assert!(text.contains("Measured by  0 live workers and this command"), "{text}");
-    assert!(text.contains("Storage growth    unknown: no earlier measurement is kept"), "{text}");
+    let growth = "Storage growth    unknown: it was first measured less than an hour ago";
+    assert!(text.contains(growth), "{text}");
     assert!(!text.contains("CONFLICTS"), "{text}");
     let verbose = project.run(&["state", "diagnostics", "--verbose"]).expect(0).stdout;
     assert!(verbose.contains("CONFLICTS") && verbose.contains("\nfile "), "{verbose}");
+}
+
+#[test]
+fn diagnostics_tell_how_fast_the_store_grows() {
+    let Some(faketime) = kit::faketime() else {
+        return kit::skipped("libfaketime is not installed");
+    };
+    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let text = || project.run(&["state", "diagnostics"]).expect(0).stdout;
+    let growth = |text: &str| {
+        let line = text.lines().find(|line| line.starts_with("Storage growth")).unwrap();
+        line.trim_start_matches("Storage growth").trim().to_owned()
+    };
+    let never = "unknown: runs and `oxide_flow maintain` measure it, and have not yet";
+    assert_eq!(growth(&text()), never);
+    // A dry run writes nothing.
+    project.run(&["maintain", "--dry-run"]).expect(0);
+    assert_eq!(growth(&text()), never);
+
+    let earlier = project
+        .command(["maintain"])
+        .env("LD_PRELOAD", faketime)
+        .env("FAKETIME", "-4d")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .output();
+    Ran::from(earlier.unwrap()).expect(0);
+    project.run(&["run"]).expect(0);
+    for _ in 0..20 {
+        project.run(&["state", "backup", "p"]).expect(0);
+    }
+    let growth = growth(&text());
+    assert!(growth.contains(" a day, over the last 4days"), "{growth}");
+    let report = diagnostics(&project);
+    assert!(report["growth_bytes_per_day"].as_f64() > Some(1000.0), "{report}");
+    assert_eq!(report["growth_over_seconds"].as_u64().unwrap() / 3600, 96);
+    let checked = project.run(&["state", "verify-integrity"]).expect(0);
+    assert!(checked.stdout.contains("usage"), "{}", checked.stdout);
 }
 
 #[test]

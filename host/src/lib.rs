@@ -18,6 +18,7 @@ pub mod certify;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod durable;
 pub mod error;
 pub mod format;
 pub mod history;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::commands::changes;
 use crate::form::{can, in_parallel, is_full, random, with_private_mounts};
-use crate::kit::{Project, Ran, wait_for};
+use crate::kit::{self, Project, Ran, wait_for};
 use crate::subject::Prepared;
 use crate::volume::{Kind, TRIALS, Volume};
 use crate::workload::{Writer, losses};
@@ -70,11 +70,7 @@ fn a_clock_that_jumps_takes_no_pipeline_from_its_worker() {
         println!("skipped: a clock that jumps is part of the full form");
         return;
     }
-    let folders = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path());
-    let library = folders
-        .map(|folder| folder.join("faketime/libfaketimeMT.so.1"))
-        .find(|library| library.exists())
-        .unwrap_or("libfaketimeMT.so.1".into());
+    let library = kit::faketime().unwrap_or("libfaketimeMT.so.1".into());
     if !can("a clock that jumps", &[&["test", "-e", &library.display().to_string()]]) {
         return;
     }

@@ -81,16 +81,7 @@ fn possible() -> Result<(), String> {
         Ok(output) => return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
         Err(error) => return Err(format!("unshare: {error}")),
     }
-    faketime().map(drop).ok_or_else(|| "libfaketime is not installed".to_owned())
-}
-
-/// The library that makes a program believe in another time.
-fn faketime() -> Option<PathBuf> {
-    let folders = fs::read_dir("/usr/lib").into_iter().flatten().filter_map(Result::ok);
-    let mut folders: Vec<PathBuf> = folders.map(|folder| folder.path()).collect();
-    folders.push("/usr/lib".into());
-    let libraries = folders.iter().map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
-    libraries.into_iter().find(|library| library.exists())
+    kit::faketime().map(drop).ok_or_else(|| "libfaketime is not installed".to_owned())
 }
 
 /// A host. Dropping it turns it off.
@@ -177,7 +168,7 @@ impl Host {
         let pid = self.process.id().to_string();
         let namespace = format!("--pid=/proc/{pid}/ns/pid_for_children");
         let folder = project.path().display().to_string();
-        let library = faketime().expect("it was looked for").display().to_string();
+        let library = kit::faketime().expect("it was looked for").display().to_string();
         let preload = format!("LD_PRELOAD={library}");
         let time = format!("FAKETIME_TIMESTAMP_FILE={}", self.time().display());
         let enter = ["nsenter", "--target", &pid, "--net", "--uts", "--mount", &namespace, "--"];

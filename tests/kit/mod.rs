@@ -294,6 +294,15 @@ impl Served {
     }
 }
 
+/// The library that makes a program believe in another time.
+pub fn faketime() -> Option<PathBuf> {
+    let folders = std::fs::read_dir("/usr/lib").into_iter().flatten().filter_map(Result::ok);
+    let mut folders: Vec<PathBuf> = folders.map(|folder| folder.path()).collect();
+    folders.push("/usr/lib".into());
+    let libraries = folders.iter().map(|folder| folder.join("faketime/libfaketimeMT.so.1"));
+    libraries.into_iter().find(|library| library.exists())
+}
+
 /// A configuration with the file backend and quick intervals.
 pub const QUICK: &str = "\
 project: {name: test}

@@ -147,6 +147,24 @@ fn a_backend_that_is_missing_is_told_with_the_folders_searched_and_the_nearest_n
 }
 
 #[test]
+fn a_backend_may_be_named_instead_of_its_file() {
+    let bench = Bench::of("tiny", "");
+    compile(&bench.library_of("tiny"), &[]);
+    let inspected = bench.run(&["plugin", "inspect", "tiny", "--json"]).expect(0);
+    let document: Value = serde_json::from_str(&inspected.stdout).unwrap();
+    assert_eq!(document["data"]["file"], bench.library_of("tiny").to_str().unwrap());
+    bench.run(&["plugin", "certify", "tiny", "--quick", "--only", "C8"]).expect(0);
+    for command in ["inspect", "certify"] {
+        let ran = bench.run(&["plugin", command, "tinny"]).expect(2);
+        assert!(ran.stderr.contains("no plugin for the backend `tinny`"), "{}", ran.stderr);
+        assert!(ran.stderr.contains("`tiny`"), "{}", ran.stderr);
+    }
+    // A file is a file, whatever it is called.
+    std::fs::copy(bench.library_of("tiny"), bench.project.path().join("tinny")).unwrap();
+    bench.run(&["plugin", "inspect", "tinny"]).expect(0);
+}
+
+#[test]
 fn a_backend_whose_name_is_a_path_is_no_name() {
     let bench = Bench::of("../tiny", "");
     let ran = bench.run(&["state", "list"]).expect(2);

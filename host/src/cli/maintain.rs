@@ -3,6 +3,8 @@
 //!
 //! States are never removed here: that is for `state cleanup`, which somebody asks for.
 //!
+//! After them it notes how large the store is, where it is time: diagnostics tell its growth.
+//!
 //! Each task of [`TASKS`] looks at all pipelines. What fails for one is told, and stops neither
 //! the other pipelines nor the other tasks.
 
@@ -18,7 +20,8 @@ use crate::error::{Error, Result, chain};
 use crate::history;
 use crate::model::PipelineName;
 use crate::recovery::{
-    Due, Expired, Upkeep, backup_due, make_scheduled_backup, prune_backups, prune_quarantined,
+    Due, Expired, Upkeep, backup_due, make_scheduled_backup, measure_usage, prune_backups,
+    prune_quarantined,
 };
 
 /// Something to be done now and then.
@@ -90,6 +93,11 @@ pub(super) fn run(global: &Global, args: &MaintainArgs, ui: &Ui) -> Result<ExitC
         if let Err(error) = (task.run)(&app, &mut report) {
             report.errors.push(error);
         }
+    }
+    if !args.dry_run
+        && let Err(error) = measure_usage(&app.store, app.clock.as_ref())
+    {
+        errors.push(error);
     }
     let code = errors.first().map_or(ExitCode::SUCCESS, exit::of);
     for error in &errors {

@@ -15,6 +15,7 @@ mod quarantine;
 pub mod schema;
 mod state;
 mod step;
+mod usage;
 pub mod validate;
 
 pub use backup::Backup;
@@ -28,6 +29,7 @@ pub use progress::Progress;
 pub use quarantine::Quarantined;
 pub use state::{MAX_ERRORS, PipelineState, PipelineStatus, SCHEMA_VERSION};
 pub use step::{StepState, StepStatus};
+pub use usage::{Growth, Usage, UsageSample};
 
 /// Fields that this version does not know, kept as they were.
 pub type Extra = serde_json::Map<String, serde_json::Value>;

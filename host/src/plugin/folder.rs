@@ -17,11 +17,14 @@ use rustix::fs::{CWD, RenameFlags};
 
 use super::check::{Candidate, Sidecars, manifest_of, signature_of};
 use super::discovery::{LIBRARY_PREFIX, LIBRARY_SUFFIX};
-use super::durable;
 use super::lock::hold;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 
 const VERSIONS: &str = ".versions";
+
+/// Services of other users load plugins from here too.
+const FOLDER_MODE: u32 = 0o755;
 
 /// A folder of plugins that nobody else changes meanwhile.
 pub(super) struct Folder {
@@ -37,7 +40,7 @@ pub(super) fn library_name(backend: &str) -> String {
 impl Folder {
     /// Makes the folder if it is missing, and waits until nobody else changes it.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        durable::make_folders(path)?;
+        durable::make_folders(path, FOLDER_MODE)?;
         Ok(Self { path: path.to_owned(), _held: hold(path)? })
     }
 
@@ -74,7 +77,7 @@ impl Folder {
     /// Writes a build beside the others, where nothing finds it yet. Returns its library.
     pub(super) fn stage(&self, backend: &str, version: &str, from: &Candidate) -> Result<PathBuf> {
         let versions = self.versions(backend);
-        durable::make_folders(&versions)?;
+        durable::make_folders(&versions, FOLDER_MODE)?;
         let safe = |c: char| if c.is_ascii_alphanumeric() || ".+_-".contains(c) { c } else { '_' };
         let version: String = version.chars().take(64).map(safe).collect();
         let name = format!("{version}-{}", from.digest().short());
@@ -83,7 +86,7 @@ impl Folder {
         // One of infinitely many names is free.
         let free = names.find(|name| !versions.join(name).exists()).unwrap_or(name);
         let beside = versions.join(format!(".{}", ulid::Ulid::generate()));
-        durable::make_folders(&beside)?;
+        durable::make_folders(&beside, FOLDER_MODE)?;
         let library = beside.join(library_name(backend));
         durable::write_new(&library, from.bytes(), 0o755)?;
         let Sidecars { manifest, signature } = from.sidecars();
@@ -148,10 +151,10 @@ impl Folder {
 
     /// Removes the builds that no link leads to. What cannot be removed stays: it is not found.
     pub(super) fn prune(&self, backend: &str) {
-        durable::remove_leftovers(&self.library(backend));
-        durable::remove_leftovers(&self.previous_link(backend));
-        let kept = [self.library(backend), self.previous_link(backend)]
-            .map(|link| self.version_of(&link, backend)?.parent().map(Path::to_owned));
+        let links = [self.library(backend), self.previous_link(backend)];
+        let is_link = |name: &str| links.iter().any(|link| link.ends_with(name));
+        durable::remove_leftovers(&self.path, is_link);
+        let kept = links.map(|link| self.version_of(&link, backend)?.parent().map(Path::to_owned));
         let Ok(entries) = std::fs::read_dir(self.versions(backend)) else {
             return;
         };

@@ -12,8 +12,8 @@ use fs2::FileExt;
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
-use super::durable;
 use super::manifest::this_target;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The name of the file.
@@ -162,9 +162,10 @@ impl Lock {
     /// # Errors
     /// As [`read`](Self::read), `Io` when it cannot be written.
     pub fn update(path: &Path, change: impl FnOnce(&mut Self)) -> Result<Self> {
-        durable::make_folders(durable::folder_of(path))?;
-        let _held = hold(durable::folder_of(path))?;
-        durable::remove_leftovers(path);
+        let folder = durable::folder_of(path);
+        durable::make_folders(folder, 0o755)?;
+        let _held = hold(folder)?;
+        durable::remove_leftovers(folder, |name| path.ends_with(name));
         let mut lock = Self::read(path)?;
         let before = lock.pins.clone();
         change(&mut lock);

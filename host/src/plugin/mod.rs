@@ -11,7 +11,6 @@
 mod check;
 mod digest;
 mod discovery;
-mod durable;
 mod folder;
 mod install;
 mod isolation;

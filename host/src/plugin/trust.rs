@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::check::{Candidate, manifest_of, ownership_objection, refusal, signature_of};
-use super::durable;
 use super::lock::{LOCK_FILE, Lock, Pin};
 use super::manifest::this_target;
 use super::signature::{Signed, TrustedKey, verify};
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The policy of the machine.

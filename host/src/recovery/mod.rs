@@ -22,6 +22,7 @@ mod spool;
 mod tests;
 mod upgrade;
 mod upkeep;
+mod usage;
 
 pub use auto_repair::{AutoRepair, auto_repair};
 pub use backup::{back_up, back_up_now, back_up_record, quarantine};
@@ -49,3 +50,4 @@ pub use upkeep::{
     Due, RoomScope, Upkeep, backup_due, make_room, make_scheduled_backup, pipelines_with_copies,
     prune_backups, prune_quarantined, with_room,
 };
+pub use usage::measure_usage;

@@ -4,10 +4,7 @@
 //! store is, encrypted like any other. It names the version that the state was based on; it goes
 //! back only where that version still is, so it never hides what others wrote meanwhile.
 
-use std::fs::{DirBuilder, File};
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +16,7 @@ use super::back_up;
 use super::guard::{Claim, under_lease};
 use super::rewrite::detach;
 use crate::clock::Clock;
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Lease, PipelineName, PipelineState};
 use crate::store::{StateStore, Versioned};
@@ -88,7 +86,7 @@ pub fn saved_under_same_lease(mine: &PipelineState, stored: &PipelineState) -> b
 /// returns its path.
 ///
 /// # Errors
-/// `Io` when no folder takes it, with the reason of the last.
+/// `NoSpace`, `Denied` or `Io` when no folder takes it, as the last one failed.
 pub fn write_rescue_file(
     store: &StateStore,
     rescued: &Rescued,
@@ -102,11 +100,10 @@ pub fn write_rescue_file(
     let mut failure = Error::new(ErrorKind::Io, "there is no folder for rescued states");
     for folder in folders {
         let file = folder.join(&name);
-        match write_file(folder, &file, &sealed) {
+        match durable::replace_private(&file, &sealed) {
             Ok(()) => return Ok(file),
             Err(error) => {
-                let message = format!("cannot write {}", file.display());
-                failure = Error::new(ErrorKind::Io, message).because(error);
+                failure = error;
                 tracing::debug!(error = crate::error::chain(&failure), "trying the next folder");
             }
         }
@@ -121,21 +118,6 @@ pub(super) fn seal(store: &StateStore, rescued: &Rescued) -> Result<Vec<u8>> {
     })?;
     body.push(b'\n');
     store.seal_rescued(&rescued.state.pipeline_id, &body, rescued.rescued_at)
-}
-
-/// The file is whole and on the disk, or not there.
-fn write_file(folder: &Path, file: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    let mut options = File::options();
-    let mut out = options.write(true).create_new(true).mode(0o600).open(file)?;
-    let written = out.write_all(bytes).and_then(|()| out.sync_all());
-    let written = written.and_then(|()| File::open(folder)?.sync_all());
-    if written.is_err()
-        && let Err(error) = std::fs::remove_file(file)
-    {
-        tracing::debug!(%error, "cannot remove what was written of a rescue file");
-    }
-    written
 }
 
 /// Reads what [`write_rescue_file`] wrote.

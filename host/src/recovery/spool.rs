@@ -4,7 +4,7 @@
 //! SPOOL_DIR/orders/           0700
 //!   7-42.oxiflow              0600, a rescue file: save 42, made under the lease of epoch 7
 //!   5-17.conflict             one that could not be replayed, since others wrote meanwhile
-//!   7-43.tmp                  a write under way, or what a killed writer left
+//!   .7-43.oxiflow.ULID        a write under way, or what a killed writer left
 //! ```
 //!
 //! Invariants: an entry is whole and on the disk before its checkpoint counts as made; it is removed
@@ -12,21 +12,19 @@
 //! compare-and-swap on a state that the same worker saved, and nothing is ever forced.
 
 use std::cmp::Ordering;
-use std::fs::{DirBuilder, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use oxiflow_plugin_api::Expected;
 
 use super::rescue::{Rescued, read_rescue_file, saved_under_same_lease, seal};
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{PipelineName, PipelineState};
 use crate::store::{StateStore, Versioned};
 
 const ENTRY: &str = "oxiflow";
 const CONFLICT: &str = "conflict";
-const UNFINISHED: &str = "tmp";
 
 /// A folder of spooled states of all pipelines of a project.
 #[derive(Clone, Debug)]
@@ -89,19 +87,13 @@ impl Spool {
     /// file.
     ///
     /// # Errors
-    /// `NoSpace` or `Io` when the disk does not take it; what was spooled before stays.
+    /// `NoSpace`, `Denied` or `Io` when the disk does not take it; what was spooled before stays.
     pub fn write(&self, store: &StateStore, rescued: &Rescued) -> Result<PathBuf> {
         let state = &rescued.state;
         let folder = self.folder(&state.pipeline_id);
         let file = folder.join(format!("{}-{}.{ENTRY}", state.epoch, state.version));
         let sealed = seal(store, rescued)?;
-        make_folder(&folder).and_then(|()| replace(&folder, &file, &sealed)).map_err(|error| {
-            let kind = match error.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
-                _ => ErrorKind::Io,
-            };
-            Error::new(kind, format!("cannot write {}", file.display())).because(error)
-        })?;
+        durable::replace_private(&file, &sealed)?;
         self.remove_except(state, Some(&file));
         Ok(file)
     }
@@ -188,15 +180,6 @@ impl Spool {
         files.into_iter().map(aside).collect()
     }
 
-    /// Removes what killed writers left. The caller holds the lease, so nobody writes.
-    fn remove_unfinished(&self, pipeline: &PipelineName) {
-        let left = files(&self.folder(pipeline), UNFINISHED);
-        let removed = left.and_then(|files| files.into_iter().try_for_each(std::fs::remove_file));
-        if let Err(error) = removed {
-            tracing::warn!(%pipeline, %error, "cannot remove an unfinished spooled state");
-        }
-    }
-
     fn files_of(&self, pipeline: &PipelineName, extension: &str) -> Result<Vec<PathBuf>> {
         let folder = self.folder(pipeline);
         files(&folder, extension).map_err(|error| unreadable(&folder, error))
@@ -221,7 +204,8 @@ pub fn replay(store: &StateStore, spool: &Spool, pipeline: &PipelineName) -> Res
         settled.push(settle(store, entry)?);
         spool.clear(state);
     }
-    spool.remove_unfinished(pipeline);
+    // The caller holds the lease, so nobody writes there.
+    durable::remove_leftovers(&spool.folder(pipeline), |_| true);
     Ok(settled)
 }
 
@@ -307,10 +291,7 @@ fn read(store: &StateStore, pipeline: &PipelineName, file: PathBuf) -> Result<Op
 /// `Io` when it cannot be renamed.
 pub fn set_aside(file: &Path) -> Result<PathBuf> {
     let kept = file.with_extension(CONFLICT);
-    let renamed = std::fs::rename(file, &kept);
-    renamed.and_then(|()| file.parent().map_or(Ok(()), sync)).map_err(|error| {
-        Error::new(ErrorKind::Io, format!("cannot rename {}", file.display())).because(error)
-    })?;
+    durable::rename(file, &kept)?;
     Ok(kept)
 }
 
@@ -330,32 +311,4 @@ fn children(folder: &Path) -> io::Result<Vec<PathBuf>> {
 
 fn unreadable(path: &Path, error: io::Error) -> Error {
     Error::new(ErrorKind::Io, format!("cannot read {}", path.display())).because(error)
-}
-
-/// Makes a folder and those it is in, and syncs the entries of those that are new.
-fn make_folder(folder: &Path) -> io::Result<()> {
-    let missing = folder.ancestors().take_while(|folder| !folder.is_dir()).count();
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    folder.ancestors().skip(1).take(missing).try_for_each(sync)
-}
-
-/// Puts a file in its place, whole and on the disk.
-fn replace(folder: &Path, file: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = file.with_extension(UNFINISHED);
-    let mut options = File::options();
-    let mut out = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    let written = out.write_all(bytes).and_then(|()| out.sync_all());
-    let renamed = written.and_then(|()| std::fs::rename(&temporary, file));
-    if let Err(error) = renamed {
-        // It may be what fills the disk.
-        if let Err(error) = std::fs::remove_file(&temporary) {
-            tracing::debug!(%error, "cannot remove what was written of a spooled state");
-        }
-        return Err(error);
-    }
-    sync(folder)
-}
-
-fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }

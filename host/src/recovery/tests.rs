@@ -99,7 +99,9 @@ impl Storage for &'static Shelf {
     }
 
     fn health(&self, _: &Call) -> Result<Health, BackendError> {
-        Ok(Health::default())
+        let entries = self.entries.lock().unwrap();
+        let used = entries.values().map(|entry| entry.value.len() as u64).sum();
+        Ok(Health { used_bytes: Some(used), ..Health::default() })
     }
 }
 
@@ -561,4 +563,20 @@ fn copies_that_need_not_be_kept_make_room_for_a_copy() {
         back_up_now(store, clock, &world.pipeline, "manual").map(drop)
     });
     assert_eq!(full.unwrap_err().kind(), ErrorKind::NoSpace);
+}
+
+#[test]
+fn the_store_is_measured_once_an_hour_however_many_look_after_it() {
+    let world = World::new();
+    let measure = || {
+        measure_usage(&world.store, &*world.clock).unwrap();
+        world.store.load_usage().unwrap().unwrap().value.samples.len()
+    };
+    assert_eq!([measure(), measure()], [1, 1]);
+    world.go_to(HOUR);
+    assert_eq!([measure(), measure()], [2, 2]);
+
+    world.shelf.damage("usage/store");
+    assert_eq!(world.store.load_usage().unwrap_err().kind(), ErrorKind::Corrupt);
+    assert_eq!(measure(), 1, "it begins anew");
 }

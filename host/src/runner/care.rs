@@ -1,5 +1,5 @@
 //! A run looks after its own pipeline: copies that need not be kept go, backups that are due are
-//! made.
+//! made. Where it is time, it also notes how large the store is.
 //!
 //! In a thread of its own, so that no checkpoint and no heartbeat waits for it. It reads what is
 //! durable and writes only new copies, so it cannot come between the run and its state. What
@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result, chain};
 use crate::history;
 use crate::model::PipelineName;
 use crate::recovery::{
-    Due, Upkeep, backup_due, make_scheduled_backup, prune_backups, prune_quarantined,
+    Due, Upkeep, backup_due, make_scheduled_backup, measure_usage, prune_backups, prune_quarantined,
 };
 use crate::store::StateStore;
 
@@ -141,6 +141,7 @@ impl Shared {
         self.warn("the removal of quarantined bytes", pruned.map(drop));
         let pruned = history::prune(store, pipeline, history_keep, false);
         self.warn("the removal of history records", pruned.map(drop));
+        self.warn("measuring the store", measure_usage(store, self.clock.as_ref()));
     }
 
     fn warn(&self, what: &str, done: Result<()>) {

@@ -25,6 +25,8 @@ pub enum RecordName {
         /// Whether it leads out of it.
         is_outgoing: bool,
     },
+    /// What was measured of the store.
+    Usage,
     /// Nothing that oxide_flow writes.
     Foreign,
 }
@@ -47,6 +49,7 @@ impl RecordName {
         found.unwrap_or(match key {
             OUTGOING => Self::Migration { is_outgoing: true },
             INCOMING => Self::Migration { is_outgoing: false },
+            keys::USAGE => Self::Usage,
             _ => Self::Foreign,
         })
     }
@@ -98,6 +101,7 @@ impl StateStore {
             RecordName::Migration { is_outgoing: false } => {
                 Ok(self.incoming_migration()?.is_some())
             }
+            RecordName::Usage => Ok(self.load_usage()?.is_some()),
             RecordName::Foreign => {
                 let message = "its key is none that oxide_flow writes";
                 Err(Error::new(ErrorKind::Invalid, message))

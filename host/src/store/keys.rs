@@ -17,6 +17,9 @@ pub(super) const QUARANTINE: &str = "quarantine/";
 /// Prefix of what is known of migrations of the whole store.
 pub(super) const MIGRATION: &str = "migration/";
 
+/// What was measured of the whole store.
+pub(super) const USAGE: &str = "usage/store";
+
 /// Prefix of what `state benchmark` writes, and removes.
 pub(super) const BENCHMARKS: &str = "benchmark/";
 

@@ -4,18 +4,18 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use oxiflow_plugin_api::Call;
+use oxiflow_plugin_api::{Call, Expected};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    OPERATION_TIMEOUT, StateStore, body_of, check_subject, keys, milliseconds, parse, state_record,
-    with_remedy,
+    AUXILIARY_SCHEMA, OPERATION_TIMEOUT, StateStore, Versioned, body_of, check_subject, keys,
+    milliseconds, parse, state_record, with_remedy,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::Record;
 use crate::metrics::Figures;
-use crate::model::{PipelineName, PipelineState};
+use crate::model::{PipelineName, PipelineState, Usage};
 
 /// How many records of one sort there are, and how large they are together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -103,6 +103,24 @@ impl StateStore {
             history: self.stored(keys::HISTORY)?,
             quarantined: self.stored(keys::QUARANTINE)?,
         })
+    }
+
+    /// What was measured of the store's size.
+    ///
+    /// # Errors
+    /// `Corrupt` when the record is damaged; otherwise as the storage fails.
+    pub fn load_usage(&self) -> Result<Option<Versioned<Usage>>> {
+        let loaded = self.load(keys::USAGE, AUXILIARY_SCHEMA);
+        loaded.map_err(|error| error.while_doing("cannot read what was measured of the store"))
+    }
+
+    /// Writes what was measured of the store's size.
+    ///
+    /// # Errors
+    /// `Conflict` when `expected` does not hold; otherwise as the storage fails.
+    pub fn save_usage(&self, usage: &Usage, expected: &Expected) -> Result<()> {
+        let saved = self.save(keys::USAGE, AUXILIARY_SCHEMA, usage, expected);
+        saved.map(drop).map_err(|error| error.while_doing("cannot note the size of the store"))
     }
 
     fn stored(&self, prefix: &str) -> Result<Stored> {

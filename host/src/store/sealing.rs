@@ -10,8 +10,15 @@ use crate::layer::{self, Record, SealedRecord};
 use crate::model::PipelineName;
 
 /// All prefixes that records are kept under.
-const PREFIXES: [&str; 6] =
-    [keys::STATES, keys::LEASES, keys::BACKUPS, keys::HISTORY, keys::QUARANTINE, keys::MIGRATION];
+const PREFIXES: [&str; 7] = [
+    keys::STATES,
+    keys::LEASES,
+    keys::BACKUPS,
+    keys::HISTORY,
+    keys::QUARANTINE,
+    keys::MIGRATION,
+    keys::USAGE,
+];
 
 /// Prefix of the names that rescued states are sealed under; never a key of the storage.
 const RESCUED: &str = "rescue/";

@@ -295,8 +295,9 @@ Exit code 0 when no test fails, 1 when one does, 2 when the plugin cannot be loa
     Certify(CertifyArgs),
     /// Check a plugin and show what it is; it is loaded in a process of its own
     Inspect {
-        /// The library
-        file: PathBuf,
+        /// A library, or the backend whose library is found
+        #[arg(value_name = "FILE|NAME")]
+        plugin: PathBuf,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -345,8 +346,9 @@ pub(super) struct NewPluginArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct CertifyArgs {
-    /// The library
-    pub(super) file: PathBuf,
+    /// A library, or the backend whose library is found
+    #[arg(value_name = "FILE|NAME")]
+    pub(super) plugin: PathBuf,
     /// An option of the backend; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = name_and_value)]
     pub(super) option: Vec<(String, String)>,

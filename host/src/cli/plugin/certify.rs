@@ -11,19 +11,18 @@ use oxiflow_plugin_api::conformance::{SUITE, Settings};
 use serde_json::{Map, Value};
 
 use super::inspect::{Inspected, Refused, inspect};
+use super::place::library_of;
 use crate::certify::{Certificate, Examiner, Target, TemporaryFolder, checksum, select};
-use crate::cli::args::CertifyArgs;
+use crate::cli::args::{CertifyArgs, Global};
 use crate::cli::ui::{Ui, draws_progress};
 use crate::cli::{env, exit};
 use crate::config::{Config, ProjectLocation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugin::{option_problems, secrets_among};
 
-pub(super) fn run(args: &CertifyArgs, ui: &Ui) -> Result<ExitCode> {
+pub(super) fn run(global: &Global, args: &CertifyArgs, ui: &Ui) -> Result<ExitCode> {
     let tests = select(&args.only)?;
-    let library = std::path::absolute(&args.file).map_err(|error| {
-        Error::new(ErrorKind::Io, "cannot tell the working directory").because(error)
-    })?;
+    let library = library_of(global, &args.plugin, ui)?;
     let inspected = match inspect(&library)? {
         Ok(inspected) => inspected,
         Err(Refused { code, report }) => {

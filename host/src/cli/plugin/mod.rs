@@ -12,9 +12,9 @@ mod remove;
 mod rollback;
 mod verify;
 
-use std::path::Path;
 use std::process::ExitCode;
 
+use self::place::library_of;
 use super::args::{Global, PluginCommand};
 use super::ui::Ui;
 use crate::error::Result;
@@ -23,11 +23,13 @@ pub(super) fn run(global: &Global, command: &PluginCommand, ui: &Ui) -> Result<E
     match command {
         PluginCommand::List { json } => list::run(global, *json, ui),
         PluginCommand::New(args) => new::run(args, ui),
-        PluginCommand::Certify(args) => certify::run(args, ui),
-        PluginCommand::Inspect { file, json, in_process: false } => {
-            inspect::in_child(Path::new(file), *json, ui)
+        PluginCommand::Certify(args) => certify::run(global, args, ui),
+        PluginCommand::Inspect { plugin, json, in_process: false } => {
+            inspect::in_child(&library_of(global, plugin, ui)?, *json, ui)
         }
-        PluginCommand::Inspect { file, json, in_process: true } => inspect::here(file, *json, ui),
+        PluginCommand::Inspect { plugin, json, in_process: true } => {
+            inspect::here(plugin, *json, ui)
+        }
         PluginCommand::Install(args) => install::run(global, args, ui),
         PluginCommand::Rollback(args) => rollback::run(global, args, ui),
         PluginCommand::Remove(args) => remove::run(global, args, ui),

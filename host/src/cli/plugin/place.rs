@@ -12,6 +12,18 @@ use crate::config::Config;
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugin::{LOCK_FILE, MACHINE_POLICY, POLICY_VARIABLE, Place, SearchPath, Trust};
 
+/// The library that a person means: a file, or the one that is found for a backend. What has no
+/// slash and no dot is a backend, unless there is a file of that name.
+///
+/// # Errors
+/// `Configuration` when no library of that backend is found.
+pub(super) fn library_of(global: &Global, plugin: &Path, ui: &Ui) -> Result<PathBuf> {
+    match plugin.to_str().filter(|name| !name.contains(['/', '.']) && !plugin.exists()) {
+        Some(backend) => Here::find(global, ui)?.search.find(backend),
+        None => absolute(plugin),
+    }
+}
+
 /// The place of a command.
 pub(super) struct Here {
     /// The configuration; defaults outside of a project.

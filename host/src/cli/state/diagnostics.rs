@@ -12,14 +12,12 @@ use serde::Serialize;
 use super::figures::{Operation, TIMES, Target, Times, milliseconds, size, unknown};
 use crate::app::App;
 use crate::cli::exit;
-use crate::cli::ui::{Ui, count, number_of};
+use crate::cli::ui::{Ui, count, number_of, seconds};
 use crate::error::{ErrorKind, Result, chain};
 use crate::lease::{Worker, WorkerStatus, Workers, workers};
 use crate::metrics::{CacheFigures, Figures, StorageFigures};
+use crate::model::{Growth, UsageSample};
 use crate::store::{Inventory, Stored};
-
-/// Why the growth of the store is not told.
-const NO_HISTORY: &str = "no earlier measurement is kept";
 
 pub(super) fn run(app: &App, verbose: bool, json: bool, ui: &Ui) -> Result<ExitCode> {
     let Workers { mut workers, unreadable } = workers(&app.store, app.clock.as_ref())?;
@@ -29,6 +27,7 @@ pub(super) fn run(app: &App, verbose: bool, json: bool, ui: &Ui) -> Result<ExitC
     }
     let inventory = app.store.inventory()?;
     let health = app.store.health()?;
+    let growth = growth(app, health.used_bytes, ui);
     // Last, so that what this command itself did is in it.
     let mut figures = app.store.figures();
     let own_capacity = figures.cache.capacity;
@@ -50,12 +49,13 @@ pub(super) fn run(app: &App, verbose: bool, json: bool, ui: &Ui) -> Result<ExitC
         used_bytes: health.used_bytes,
         free_bytes: health.free_bytes,
         server_version: health.server_version,
-        growth_bytes_per_day: None,
+        growth_bytes_per_day: growth.as_ref().ok().map(|growth| growth.bytes_per_day),
+        growth_over_seconds: growth.as_ref().ok().map(|growth| growth.over.num_seconds()),
     };
     if json {
         ui.json("diagnostics", &report)?;
     } else {
-        print(&report, &figures, own_capacity, ui);
+        print(&report, &figures, own_capacity, &growth, ui);
         if verbose {
             print_details(&figures, &workers, ui);
         }
@@ -80,8 +80,8 @@ struct Report {
     used_bytes: Option<u64>,
     free_bytes: Option<u64>,
     server_version: Option<String>,
-    /// Always null: nothing keeps what was measured before.
     growth_bytes_per_day: Option<f64>,
+    growth_over_seconds: Option<i64>,
 }
 
 #[derive(Serialize)]
@@ -137,7 +137,39 @@ fn targets(figures: &Figures) -> [Target; 4] {
     ]
 }
 
-fn print(report: &Report, figures: &Figures, own_capacity: u64, ui: &Ui) {
+/// How fast the store grows, or why that is not known.
+type KnownGrowth = std::result::Result<Growth, &'static str>;
+
+/// The growth until now, since what runs and `maintain` noted.
+fn growth(app: &App, used_bytes: Option<u64>, ui: &Ui) -> KnownGrowth {
+    let bytes = used_bytes.ok_or("the backend does not tell what is used")?;
+    let usage = app.store.load_usage().map_err(|error| {
+        ui.warning(&chain(&error));
+        "what was measured before cannot be read"
+    })?;
+    let usage = usage.ok_or("runs and `oxide_flow maintain` measure it, and have not yet")?.value;
+    let now = UsageSample { at: app.clock.now(), bytes };
+    usage.growth(now).ok_or("it was first measured less than an hour ago")
+}
+
+/// The growth, and how long what is free lasts with it.
+fn shown_growth(growth: &KnownGrowth, free_bytes: Option<u64>) -> String {
+    let Growth { bytes_per_day, over } = match growth {
+        Ok(growth) => *growth,
+        Err(why) => return format!("unknown: {why}"),
+    };
+    let rate = size(bytes_per_day.abs() as u64);
+    let sign = if bytes_per_day < 0.0 { "-" } else { "" };
+    let lasts = free_bytes.filter(|_| bytes_per_day >= 1.0);
+    let lasts = lasts.map(|free| (free as f64 / bytes_per_day) as u64).filter(|days| *days < 3650);
+    let lasts = lasts.map_or_else(String::new, |days| {
+        format!("; what is free lasts {}", number_of(days, "day"))
+    });
+    let over = seconds(over.num_seconds().unsigned_abs());
+    format!("{sign}{rate} a day, over the last {over}{lasts}")
+}
+
+fn print(report: &Report, figures: &Figures, own_capacity: u64, growth: &KnownGrowth, ui: &Ui) {
     let measuring = report.workers.iter().filter(|worker| worker.measured_ms.is_some()).count();
     let measuring = u64::try_from(measuring).unwrap_or(u64::MAX);
     let promises = match report.promises.as_slice() {
@@ -190,7 +222,7 @@ fn print(report: &Report, figures: &Figures, own_capacity: u64, ui: &Ui) {
         ("Leases", stored(report.stored.leases)),
         ("Storage used", report.used_bytes.map_or_else(unknown, size)),
         ("Storage free", report.free_bytes.map_or_else(unknown, size)),
-        ("Storage growth", format!("unknown: {NO_HISTORY}")),
+        ("Storage growth", shown_growth(growth, report.free_bytes)),
     ];
     if let Some(version) = &report.server_version {
         pairs.push(("Server", version.clone()));

@@ -1,7 +1,6 @@
 //! `oxide_flow state export`: the state of a pipeline in any format, for `state import`.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind::NotFound;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,6 +9,7 @@ use base64ct::{Base64, Encoding};
 use super::existing_state;
 use crate::app::App;
 use crate::cli::ui::{self, Ui};
+use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::Format;
 use crate::model::PipelineName;
@@ -86,29 +86,17 @@ pub(super) fn quarantined(
     Ok(ExitCode::SUCCESS)
 }
 
-/// State may be sensitive, so the file is for its owner only. It is whole or not there: an
-/// earlier export is replaced only once the new one is written.
+/// State may be sensitive, so the file is for its owner only. It is whole or not there: an earlier
+/// export is replaced only once the new one is written. A link is followed, and a device or a pipe
+/// is written to.
 fn write(file: &Path, content: &[u8]) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorKind::Io, format!("cannot write {}", file.display())).because(error)
     };
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = file.with_file_name(name);
-    let written = std::fs::File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .and_then(|mut out| {
-            out.write_all(content)?;
-            out.sync_all()
-        })
-        .and_then(|()| std::fs::rename(&temporary, file));
-    if written.is_err()
-        && let Err(error) = std::fs::remove_file(&temporary)
-    {
-        tracing::debug!(%error, "no temporary file to remove");
+    match file.canonicalize() {
+        Err(error) if error.kind() == NotFound => durable::replace(file, content, 0o600),
+        Ok(found) if found.is_file() => durable::replace(&found, content, 0o600),
+        Ok(found) => std::fs::write(found, content).map_err(failed),
+        Err(error) => Err(failed(error)),
     }
-    written.map_err(failed)
 }

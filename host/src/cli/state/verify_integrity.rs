@@ -105,6 +105,7 @@ fn sort_of(name: &RecordName) -> &'static str {
         RecordName::History(..) => "history",
         RecordName::Quarantined(..) => "quarantine",
         RecordName::Migration { .. } => "migrations",
+        RecordName::Usage => "usage",
         RecordName::Foreign => "foreign",
     }
 }
@@ -125,6 +126,10 @@ fn problem(key: String, name: &RecordName, error: Error) -> Problem {
         }
         RecordName::Migration { .. } => {
             "make sure where the pipelines live, then move them again with `oxide_flow migrate`"
+                .to_owned()
+        }
+        RecordName::Usage => {
+            "none: it only tells how fast the store grows, and `oxide_flow maintain` begins it anew"
                 .to_owned()
         }
         RecordName::Foreign => "find out who wrote it; no command reads it".to_owned(),
