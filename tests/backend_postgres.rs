@@ -13,6 +13,8 @@ mod proxy;
 
 #[path = "backend_postgres/access.rs"]
 mod access;
+#[path = "backend_postgres/batch.rs"]
+mod batch;
 #[path = "backend_postgres/encryption.rs"]
 mod encryption;
 #[path = "backend_postgres/errors.rs"]

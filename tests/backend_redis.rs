@@ -3,6 +3,8 @@
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
+#[path = "backend_redis/batch.rs"]
+mod batch;
 mod kit;
 #[path = "kit/proxy.rs"]
 mod proxy;

@@ -15,6 +15,8 @@ mod author;
 mod backends;
 #[path = "certify/command.rs"]
 mod command;
+#[path = "certify/lmdb.rs"]
+mod lmdb;
 #[path = "certify/wrong.rs"]
 mod wrong;
 

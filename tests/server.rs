@@ -4,6 +4,8 @@
 
 #[path = "server/api.rs"]
 mod api;
+#[path = "server/batch.rs"]
+mod batch;
 #[path = "server/client.rs"]
 mod client;
 #[path = "server/hostile.rs"]
@@ -11,6 +13,8 @@ mod hostile;
 mod kit;
 #[path = "server/plugin.rs"]
 mod plugin;
+#[path = "kit/proxy.rs"]
+mod proxy;
 #[path = "server/reload.rs"]
 mod reload;
 #[path = "server/schemathesis.rs"]

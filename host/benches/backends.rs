@@ -1,15 +1,17 @@
 //! What a plugin costs beside the bare client library that does the same statements, and how fast
-//! each backend is with 1, 8 and 32 threads. `cargo bench -p oxide_flow --bench backends`.
+//! each backend is with 1, 8 and 32 threads. `cargo bench -p oxide_flow --bench backends`, with
+//! `-- redis http` for some of them only.
 //!
 //! A backend is one entry in [`main`]: how to open it, and what to do by hand in its place. The two
 //! are interleaved in one run, so that the ratios hold although absolute figures drift. Writes are
 //! as durable as the plugin makes them: the stores lie on the disk that holds the build, servers
 //! sync every write. Prints medians of single calls, calls per second of several threads, what a
 //! batch costs beside its parts, how long a listing of many keys takes, and the memory of 10,000
-//! states.
+//! states. Of `http`, which adds a server to another backend, only batches are measured.
 
 #![expect(clippy::expect_used, reason = "a bench that cannot be set up fails")]
 
+use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -49,23 +51,36 @@ fn main() {
         .expect("a folder on the disk that holds the build");
     let folder = folder.path();
     let plugins = build_plugins();
+    // `cargo bench` passes an option of its own.
+    let named: Vec<String> = std::env::args().skip(1).filter(|it| !it.starts_with('-')).collect();
+    let is_wanted = |name: &str| named.is_empty() || named.iter().any(|named| named == name);
 
-    let quick = json!({ "atomic_writes": false });
-    let file = Backend::open(&plugins, folder, "file", &json!({}), &quick);
-    file.measure(&mut Files(folder.join("bare")), None);
-
-    let quick = json!({ "synchronous": "normal" });
-    let sqlite = Backend::open(&plugins, folder, "sqlite", &json!({}), &quick);
-    sqlite.measure(&mut Sqlite::new(&folder.join("bare.db")), None);
-
-    match RedisServer::start(folder) {
-        Some(server) => {
-            let options = json!({ "url": server.url });
-            let quick = json!({ "url": server.url, "pool_size": FILLERS });
-            let redis = Backend::open(&plugins, folder, "redis", &options, &quick);
-            redis.measure(&mut Redis::new(&server.url), Some(server.process.id()));
+    if is_wanted("file") {
+        let quick = json!({ "atomic_writes": false });
+        let file = Backend::open(&plugins, folder, "file", &json!({}), &quick);
+        file.measure(&mut Files(folder.join("bare")), None);
+    }
+    if is_wanted("sqlite") {
+        let quick = json!({ "synchronous": "normal" });
+        let sqlite = Backend::open(&plugins, folder, "sqlite", &json!({}), &quick);
+        sqlite.measure(&mut Sqlite::new(&folder.join("bare.db")), None);
+    }
+    if is_wanted("redis") {
+        match RedisServer::start(folder) {
+            Some(server) => {
+                let options = json!({ "url": server.url });
+                let quick = json!({ "url": server.url, "pool_size": FILLERS });
+                let redis = Backend::open(&plugins, folder, "redis", &options, &quick);
+                redis.measure(&mut Redis::new(&server.url), Some(server.process.id()));
+            }
+            None => println!("redis: skipped, redis-server is not installed"),
         }
-        None => println!("redis: skipped, redis-server is not installed"),
+    }
+    for behind in ["sqlite", "file"].into_iter().filter(|_| is_wanted("http")) {
+        let server = StateServer::start(folder, behind);
+        let options = json!({ "url": server.url });
+        println!("\nhttp, over {behind}");
+        Backend::open(&plugins, folder, "http", &options, &options).batches();
     }
 }
 
@@ -347,6 +362,39 @@ impl Drop for RedisServer {
     }
 }
 
+/// `oxide_flow serve` over a backend; killed when it is dropped.
+struct StateServer {
+    url: String,
+    process: Child,
+}
+
+impl StateServer {
+    fn start(folder: &Path, behind: &str) -> Self {
+        let project = folder.join(format!("served-{behind}"));
+        std::fs::create_dir(&project).expect("a folder");
+        let text = format!("project: {{name: served}}\nstate: {{backend: {behind}}}\n");
+        std::fs::write(project.join("oxiflow.yaml"), text).expect("a configuration");
+        let mut process = Command::new(env!("CARGO_BIN_EXE_oxide_flow"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--project"])
+            .arg(&project)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let mut line = String::new();
+        let stdout = process.stdout.take().expect("a pipe");
+        BufReader::new(stdout).read_line(&mut line).expect("a line");
+        let url = line.trim_end().strip_prefix("serving on ").expect("its URL").to_owned();
+        Self { url, process }
+    }
+}
+
+impl Drop for StateServer {
+    fn drop(&mut self) {
+        self.process.kill().unwrap_or_default();
+        self.process.wait().map(drop).unwrap_or_default();
+    }
+}
+
 /// The memory that a process has, in bytes.
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
@@ -359,7 +407,7 @@ fn build_plugins() -> PathBuf {
     let built = Command::new(env!("CARGO"))
         .args(["build", "--release", "--quiet"])
         .args(["-p", "oxiflow-backend-file", "-p", "oxiflow-backend-sqlite"])
-        .args(["-p", "oxiflow-backend-redis"])
+        .args(["-p", "oxiflow-backend-redis", "-p", "oxiflow-backend-http"])
         .status()
         .expect("cargo starts");
     assert!(built.success());

@@ -3,7 +3,8 @@
 //!
 //! Both take turns in one run, so that the ratios hold although figures drift; values differ from
 //! write to write. Prints two medians: how long a call took, which says little of a machine that is
-//! busy otherwise, and how long a round took for each of its calls, which is what threads get done.
+//! busy otherwise, and how long a round took for each of its calls, which is what threads get done. A
+//! batch of the backend stands beside its changes one by one, also of the backend.
 
 #![expect(clippy::expect_used, reason = "a bench that cannot be set up fails")]
 
@@ -17,7 +18,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use oxide_flow::plugin::Plugin;
-use oxiflow_plugin_api::{Call, Expected, Storage, Version};
+use oxiflow_plugin_api::{BatchMode, Call, Change, Expected, Storage, Version};
 use postgres::{Client, Config, NoTls};
 use serde_json::json;
 
@@ -27,6 +28,8 @@ const SWAPS: usize = 40;
 const GETS: usize = 500;
 const VALUE_BYTES: usize = 2048;
 const LISTED: usize = 100_000;
+/// How many changes a batch has.
+const BATCH: usize = 100;
 
 const SWAP: &str = "WITH done AS (UPDATE oxiflow.records SET value = $3, version = $4, \
     modified = now() WHERE prefix = $1 AND key = $2 AND version = $5 RETURNING 1) \
@@ -63,6 +66,8 @@ fn main() {
         gets.show(&format!("get, 2 KiB, {threads} threads"));
     }
 
+    batches(&*store);
+
     let many = format!(
         "INSERT INTO oxiflow.records SELECT '', convert_to('many/' || lpad(n::text, 9, '0'), 'UTF8'), \
          decode(md5(n::text), 'hex'), now(), repeat('x', 200)::bytea \
@@ -82,6 +87,34 @@ fn main() {
         lists.ours((vec![time], time), round > 0);
     }
     lists.show(&format!("list of {LISTED} keys"));
+}
+
+/// As many changes in one call and one by one.
+fn batches(store: &dyn Storage) {
+    let keys: Vec<_> = (0..BATCH).map(|number| format!("batch/{number}")).collect();
+    let [mut single, mut batched] = [const { Vec::new() }; 2];
+    for round in 0..=ROUNDS {
+        let (value, call) = (payload(round), Call::within(Duration::from_secs(30)));
+        single.push(timed(|| {
+            for key in &keys {
+                store.put(&call, key, &value, &Expected::Any).expect("a write");
+            }
+        }));
+        batched.push(timed(|| {
+            let changes: Vec<_> =
+                keys.iter().map(|key| Change::put(key, &value, Expected::Any)).collect();
+            let results = store.apply(&call, &changes, BatchMode::Independent).expect("a batch");
+            assert!(results.iter().all(Result::is_ok));
+        }));
+    }
+    let [single, batched] = [single, batched].map(|mut times| {
+        times.sort_unstable();
+        times[times.len() / 2].as_secs_f64() * 1e6
+    });
+    let ratio = batched / single;
+    println!(
+        "batch of {BATCH:<15} single {single:>7.1} µs   batch {batched:>11.1} µs  {ratio:>5.2}×"
+    );
 }
 
 /// The bare client library, with a key and a connection of its own.

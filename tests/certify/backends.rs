@@ -15,8 +15,9 @@ fn is_certified(backend: &str, options: &[&str], skipped: &[(&str, usize)]) {
     file_is_certified(&kit::plugin_library(backend), options, skipped);
 }
 
+/// The same of a file; returns its certificate.
 #[track_caller]
-fn file_is_certified(library: &Path, options: &[&str], skipped: &[(&str, usize)]) {
+pub fn file_is_certified(library: &Path, options: &[&str], skipped: &[(&str, usize)]) -> Value {
     let seed = std::env::var("OXIFLOW_TEST_SEED").unwrap_or(std::process::id().to_string());
     let in_full = std::env::var("OXIFLOW_CERTIFY").is_ok_and(|form| form == "full");
     let mut arguments = vec!["--seed", &seed];
@@ -34,6 +35,18 @@ fn file_is_certified(library: &Path, options: &[&str], skipped: &[(&str, usize)]
     let promises = if skipped.is_empty() { 2 } else { 0 };
     let capabilities: Option<&Vec<Value>> = certificate["capabilities"].as_array();
     assert_eq!(capabilities.map(Vec::len), Some(promises), "{certificate:#}");
+    certificate
+}
+
+/// Builds the library of an example in this folder, by its own Makefile.
+#[track_caller]
+pub fn make(example: &str, folder: &Path) {
+    let made = Command::new("make")
+        .args(["--silent", "--directory"])
+        .arg(kit::repository().join("plugins").join(example))
+        .arg(format!("OUTPUT={}", folder.display()))
+        .output();
+    kit::Ran::from(made.expect("make starts")).expect(0);
 }
 
 #[test]
@@ -79,11 +92,6 @@ fn the_redis_backend_is_certified() {
 #[test]
 fn the_example_in_c_is_built_by_its_own_makefile_and_certified() {
     let folder = TempDir::with_prefix("oxiflow-c-").expect("a folder");
-    let made = Command::new("make")
-        .args(["--silent", "--directory"])
-        .arg(kit::repository().join("plugins/example-c"))
-        .arg(format!("OUTPUT={}", folder.path().display()))
-        .output();
-    kit::Ran::from(made.expect("make starts")).expect(0);
+    make("example-c", folder.path());
     file_is_certified(&folder.path().join("liboxiflow_backend_cfolder.so"), &[], &[]);
 }

@@ -12,8 +12,8 @@ use crate::subject::Prepared;
 use crate::volume::{Kind, TRIALS, Volume};
 use crate::workload::{Writer, losses};
 
-/// Address space to begin with, in KiB: with less the kernel cannot even start the program.
-const FIRST: usize = 24 << 10;
+/// Address space to begin with, in KiB: the kernel can just start a release build in it.
+const FIRST: usize = 12 << 10;
 /// From here on every command has enough.
 const LAST: usize = 256 << 10;
 /// How much is added from one try to the next, in the quick form and in the full one.

@@ -116,7 +116,7 @@ impl Project {
     /// As [`with_pipeline`](Self::with_pipeline), with a lease that lasts however busy the machine
     /// is: for tests that are not about leases running out.
     pub fn steady(pipeline: &str) -> Self {
-        let project = Self::new(&QUICK.replace("lease_ttl: 3s", "lease_ttl: 60s"));
+        let project = Self::new(&steady());
         project.write("pipelines/p.yaml", pipeline);
         project
     }
@@ -312,6 +312,11 @@ state:
   checkpoint_interval: 50ms
   lease_ttl: 3s
 ";
+
+/// As [`QUICK`], with a lease that lasts however busy the machine is.
+pub fn steady() -> String {
+    QUICK.replace("lease_ttl: 3s", "lease_ttl: 60s")
+}
 
 /// How a program ended.
 #[derive(Debug)]

@@ -25,7 +25,8 @@ pub enum Behaviour {
     Forward,
     /// Passes everything on, each piece of each direction this much later.
     Delay(Duration),
-    /// Accepts connections and says nothing; bytes wait until the behaviour changes.
+    /// Accepts connections and says nothing; bytes, and the end of them, wait until the behaviour
+    /// changes.
     BlackHole,
     /// Resets a connection as soon as its client sends something.
     Reset,
@@ -200,6 +201,8 @@ impl Shared {
             // Nothing is taken out of the kernel before it is clear what to do with it.
             let ready = from.peek(&mut bytes).unwrap_or(0);
             if ready == 0 {
+                // The end waits as bytes do.
+                self.behaviour_for(id);
                 return;
             }
             if !to_server {

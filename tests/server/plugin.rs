@@ -13,12 +13,12 @@ use crate::hostile::write_certificate;
 use crate::kit::example::{Undisturbed, weather_on};
 use crate::kit::{PATIENCE, Project, QUICK, Ran, Served, plugin_library};
 
-fn open(options: &Value, project: &Project) -> Result<Box<dyn Storage>, BackendError> {
+pub fn open(options: &Value, project: &Project) -> Result<Box<dyn Storage>, BackendError> {
     let plugin = Plugin::load(&plugin_library("http")).expect("the plugin loads");
     plugin.open(options.as_object().expect("an object"), project.path())
 }
 
-fn call() -> Call {
+pub fn call() -> Call {
     Call::within(PATIENCE)
 }
 
@@ -94,9 +94,13 @@ fn the_example_gives_the_expected_output_also_when_it_was_killed() {
 /// A server that says what it is, and then gives one canned answer after the other. An empty answer
 /// closes the connection.
 fn canned(answers: &[&str]) -> String {
+    canned_as(r#"{"protocol":"oxiflow-store/1","capabilities":["durable"]}"#, answers)
+}
+
+/// As [`canned`], where it says this of itself.
+pub fn canned_as(info: &str, answers: &[&str]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
-    let info = r#"{"protocol":"oxiflow-store/1","capabilities":["durable"]}"#;
     let info = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{info}", info.len());
     let answers: Vec<String> =
         std::iter::once(info).chain(answers.iter().map(|answer| (*answer).to_owned())).collect();
@@ -105,8 +109,7 @@ fn canned(answers: &[&str]) -> String {
             let Ok((mut stream, _)) = listener.accept() else { return };
             let mut request = Vec::new();
             let mut part = [0; 4096];
-            // All of the requests here are small, and end with their head or with `value`.
-            while !request.ends_with(b"\r\n\r\n") && !request.ends_with(b"value") {
+            while !is_whole(&request) {
                 match stream.read(&mut part) {
                     Ok(0) | Err(_) => break,
                     Ok(read) => request.extend_from_slice(&part[..read]),
@@ -117,6 +120,14 @@ fn canned(answers: &[&str]) -> String {
         }
     });
     url
+}
+
+/// Whether these are a head and the body that it announces.
+fn is_whole(request: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(request).to_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let announced = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    body.len() >= announced.map_or(0, |length| length.parse().expect("a length"))
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::client::ask;
-use crate::kit::{Project, Served};
+use crate::kit::{Project, QUICK, Served};
 
 const VERSION: &str = "4.32.5";
 const SEED: &str = "20261125";
@@ -39,7 +39,9 @@ fn whatever_is_asked_the_answer_is_one_that_is_described() {
             return;
         }
     };
-    let project = Project::with_pipeline("pipeline:\n  - name: one\n    run: 'true'\n");
+    // A backend that makes atomic batches: another one refuses them, with an error of the server.
+    let project = Project::new(&QUICK.replace("backend: file", "backend: sqlite"));
+    project.write("pipelines/p.yaml", "pipeline:\n  - name: one\n    run: 'true'\n");
     project.run(&["run", "p"]).expect(0);
     let served = Served::start(&project, &[]);
     ask(served.address(), "PUT /v1/store/k", &[], b"x").expect(201);

@@ -107,7 +107,8 @@ fn tags(headers: &HeaderMap, name: &HeaderName, weak: bool) -> Result<Option<Tag
     Ok(given.then_some(Tags::Versions(versions)))
 }
 
-fn version(tag: &str) -> Option<Version> {
+/// The version of a tag without its quotes; `None` when it is none of ours.
+pub(super) fn version(tag: &str) -> Option<Version> {
     let bytes = Base64UrlUnpadded::decode_vec(tag).ok()?;
     Version::new(&bytes)
 }

@@ -61,6 +61,7 @@ fn method_of(method: &Method) -> &'static str {
         Method::GET => "GET",
         Method::HEAD => "HEAD",
         Method::PUT => "PUT",
+        Method::POST => "POST",
         Method::DELETE => "DELETE",
         _ => "other",
     }

@@ -4,6 +4,7 @@
 //! ```text
 //! socket -> listen (limits, TLS, draining) -> gate (who may, counting, log)
 //!                                               -> store      bytes of the backend, compare-and-swap
+//!                                               -> batch      many of these at once
 //!                                               -> pipelines  documents, read-only
 //!                                               -> health, metrics, openapi
 //! ```
@@ -13,6 +14,7 @@
 //! The storage interface serves the backend below the seal: what clients seal stays sealed.
 
 mod access;
+mod batch;
 mod etag;
 mod gate;
 mod health;

@@ -6,6 +6,7 @@
 use axum::Json;
 use serde_json::{Value, json};
 
+use super::batch::MOST_CHANGES;
 use super::store::MOST_ROWS;
 
 /// The document.
@@ -49,6 +50,7 @@ fn paths() -> Value {
         "/v1/health": {"get": read("How the store is", &[], "Health")},
         "/v1/store": {"get": read("Keys, in byte order", &[prefix(), after(), limit()], "Entries")},
         "/v1/store/{key}": store(),
+        "/v1/batch": {"post": batch()},
         "/v1/pipelines": {"get": read("Pipelines that have a state, by name", &[after(), limit()], "Pipelines")},
         "/v1/pipelines/{pipeline}": {"get": read("Everything about a pipeline", &[pipeline()], "Pipeline")},
         "/v1/pipelines/{pipeline}/runs": {
@@ -90,6 +92,26 @@ fn store() -> Value {
         "delete": {
             "summary": "Remove a key if the preconditions hold", "parameters": conditions,
             "responses": {"204": {"description": "It is gone"}, "default": problem()},
+        },
+    })
+}
+
+/// Many changes at once.
+fn batch() -> Value {
+    let form = |name: &str| {
+        let schema = json!({"$ref": format!("#/components/schemas/{name}")});
+        json!({"application/json": {"schema": schema}})
+    };
+    json!({
+        "summary": "Write and remove many keys, each if its precondition holds",
+        "parameters": [header("Oxiflow-Timeout-Ms")],
+        "requestBody": {"required": true, "content": form("Batch")},
+        "responses": {
+            "200": {
+                "description": "What became of each change, in their order",
+                "content": form("BatchResults"),
+            },
+            "default": problem(),
         },
     })
 }
@@ -168,6 +190,38 @@ fn list(items: Value) -> Value {
     json!({"type": "array", "items": items})
 }
 
+/// What a client sends; nothing else is taken.
+fn batch_schema() -> Value {
+    let change = |op: &str, required: Value| {
+        json!({
+            "type": "object",
+            "properties": {
+                "op": {"const": op},
+                "key": {"type": "string", "minLength": 1, "maxLength": 512},
+                "if_match": {"type": "string", "description": "The version that must be there"},
+                "if_none_match": {"const": "*", "description": "The key must be absent"},
+            },
+            "required": required,
+            "additionalProperties": false,
+        })
+    };
+    let mut put = change("put", json!(["op", "key", "value"]));
+    put["properties"]["value"] = json!({"type": "string", "contentEncoding": "base64"});
+    let delete = change("delete", json!(["op", "key"]));
+    json!({
+        "type": "object",
+        "properties": {
+            "atomic": {"type": "boolean", "description": "All of them or none", "default": false},
+            "changes": {
+                "type": "array", "maxItems": MOST_CHANGES,
+                "items": {"oneOf": [put, delete]},
+            },
+        },
+        "required": ["changes"],
+        "additionalProperties": false,
+    })
+}
+
 fn schemas() -> Value {
     let text = json!({"type": "string"});
     let maybe_text = json!({"type": ["string", "null"]});
@@ -188,6 +242,13 @@ fn schemas() -> Value {
             "backend": object(json!({"name": text, "version": text})),
             "capabilities": list(json!({"enum": ["durable", "multi_process"]})),
             "max_value_bytes": count, "access": {"enum": ["read", "write"]},
+            "batch": object(json!({"max_bytes": count, "max_changes": count})),
+        })),
+        "Batch": batch_schema(),
+        "BatchResults": object(json!({
+            "results": list(object(json!({
+                "outcome": {"enum": ["put", "deleted", "absent", "failed"]},
+            }))),
         })),
         "Health": object(json!({
             "latency_ms": {"type": ["number", "null"]}, "used_bytes": maybe_count,

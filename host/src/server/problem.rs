@@ -63,6 +63,17 @@ impl Problem {
             .with(header::RETRY_AFTER, HeaderValue::from_static("1"))
     }
 
+    /// The contract's name of it.
+    pub(super) fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The same problem as that of the change with this index in a batch, counted from 0.
+    pub(super) fn of_change(mut self, index: usize) -> Self {
+        self.more.insert("change".to_owned(), json!(index));
+        self
+    }
+
     /// The same problem with a header.
     pub(super) fn with(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
@@ -74,7 +85,7 @@ impl From<BackendError> for Problem {
     fn from(error: BackendError) -> Self {
         use BackendErrorKind as Kind;
         let message = error.message().to_owned();
-        match error.kind() {
+        let problem = match error.kind() {
             Kind::Conflict => {
                 let mut problem = Self::new(StatusCode::PRECONDITION_FAILED, "conflict", message);
                 // Without the header the key is absent.
@@ -105,6 +116,10 @@ impl From<BackendError> for Problem {
             }
             // A panic of the backend is a bug of its own, and no more known than others.
             _ => Self::internal(message),
+        };
+        match error.change() {
+            Some(index) => problem.of_change(index),
+            None => problem,
         }
     }
 }

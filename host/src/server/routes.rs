@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{MethodRouter, get};
+use axum::routing::{MethodRouter, get, post};
 
 use super::access::Level;
 use super::problem::Problem;
-use super::{Shared, gate, health, metrics, openapi, pipelines, store};
+use super::{Shared, batch, gate, health, metrics, openapi, pipelines, store};
 
 /// Where the path of a key starts.
 pub(super) const STORE_PREFIX: &str = "/v1/store/";
@@ -43,6 +43,7 @@ pub(super) const ROUTES: &[Route] = &[
     route("/v1/store/{*key}", &["get", "put", "delete"], Level::Read, || {
         get(store::get).put(store::put).delete(store::delete)
     }),
+    route("/v1/batch", &["post"], Level::Read, || post(batch::apply)),
     route("/v1/pipelines", &["get"], Level::Read, || get(pipelines::list)),
     route("/v1/pipelines/{pipeline}", &["get"], Level::Read, || get(pipelines::show)),
     route("/v1/pipelines/{pipeline}/runs", &["get"], Level::Read, || get(pipelines::runs)),

@@ -18,7 +18,7 @@ use super::etag::{self, Conditions};
 use super::key;
 use super::problem::Problem;
 use super::routes::STORE_PREFIX;
-use super::{Shared, access::Level};
+use super::{Shared, access::Level, batch};
 
 /// The most rows of one page of a listing.
 pub(super) const MOST_ROWS: usize = 1000;
@@ -162,6 +162,9 @@ pub(super) async fn info(
         "backend": {"name": plugin.name, "version": plugin.version},
         "capabilities": capabilities,
         "max_value_bytes": server.settings.max_body_bytes,
+        "batch": {
+            "max_bytes": server.settings.max_body_bytes, "max_changes": batch::MOST_CHANGES,
+        },
         "access": level.as_str(),
     }))
 }

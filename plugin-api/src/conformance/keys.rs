@@ -262,7 +262,7 @@ fn long_keys_work(context: &mut Context<'_>) -> Result<Verdict, Failure> {
 }
 
 /// A key of this many bytes: the prefix, then the unit over and over, filled up with letters.
-fn filled(prefix: &str, unit: &str, length: usize) -> String {
+pub(super) fn filled(prefix: &str, unit: &str, length: usize) -> String {
     let mut key = prefix.to_owned();
     while key.len() + unit.len() <= length {
         key.push_str(unit);

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Clause;
 use super::context::Context;
+use super::keys::filled;
 use super::probe::{Probe, show};
 use super::reads::join_all;
 use super::report::{Failure, Verdict};
-use crate::value::{Expected, Listed};
+use crate::value::{Expected, Listed, MAX_KEY_BYTES};
 
 pub(super) const CLAUSES: &[Clause] = &[
     Clause {
@@ -77,9 +78,17 @@ const NAMES: &[&str] = &[
     "~",
 ];
 
+/// The keys of the names, and the longest, which differ where a store may cut them off.
+fn names(context: &Context<'_>) -> Vec<String> {
+    let mut keys: Vec<String> = NAMES.iter().map(|name| context.key(name)).collect();
+    let long = filled(context.prefix(), "long", MAX_KEY_BYTES - 1);
+    keys.extend(["", "\0", "a", "\u{7f}"].map(|end| format!("{long}{end}")));
+    keys
+}
+
 /// Puts the keys in a random order and returns them sorted by their bytes.
 fn furnish(context: &mut Context<'_>, probe: Probe<'_>) -> Result<Vec<String>, Failure> {
-    let mut keys: Vec<String> = NAMES.iter().map(|name| context.key(name)).collect();
+    let mut keys = names(context);
     for at in (1..keys.len()).rev() {
         keys.swap(at, context.random.below(at + 1));
     }
@@ -137,9 +146,8 @@ fn prefixes_are_exact(context: &mut Context<'_>) -> Result<Verdict, Failure> {
     let storage = context.open()?;
     let probe = Probe::new(&*storage);
     let keys = furnish(context, probe)?;
-    let prefixes = NAMES.iter().copied();
-    for prefix in prefixes.chain(["", "a/b/", "a/b/c/", "b/1", "nothing", "\u{1}"]) {
-        let prefix = context.key(prefix);
+    let others = ["", "a/b/", "a/b/c/", "b/1", "nothing", "\u{1}"].map(|name| context.key(name));
+    for prefix in names(context).into_iter().chain(others) {
         let matching = keys.iter().map(String::as_str);
         let matching: Vec<&str> = matching.filter(|key| key.starts_with(&prefix)).collect();
         let rows = probe.list_all(&prefix)?;

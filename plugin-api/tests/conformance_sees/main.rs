@@ -191,12 +191,13 @@ fn c7_a_prefix_that_selects_too_much_is_seen() {
 
 #[test]
 fn c8_shortened_keys_are_seen() {
-    shelf_fails(Bug::ShortensKeys, &[8]);
+    // Two keys that became one are also missing from the listing.
+    shelf_fails(Bug::ShortensKeys, &[7, 8]);
 }
 
 #[test]
 fn c8_folded_case_is_seen() {
-    // Two keys that became one are also missing from the listing.
+    // As above.
     shelf_fails(Bug::FoldsCase, &[7, 8]);
 }
 

@@ -9,7 +9,7 @@ use oxiflow_plugin_api::{
 
 use crate::client::{Answer, Client};
 use crate::config::{HttpConfig, schema};
-use crate::protocol::{HealthInfo, Info, Page, condition, listing, path};
+use crate::protocol::{BatchInfo, HealthInfo, Info, Page, condition, listing, path};
 
 /// The protocol that this version speaks.
 const PROTOCOL: &str = "oxiflow-store/1";
@@ -20,10 +20,26 @@ const ROWS: usize = 1000;
 
 /// A store that a server keeps.
 pub struct HttpBackend {
-    client: Client,
+    pub(crate) client: Client,
     capabilities: Capabilities,
     max_value_bytes: Option<u64>,
+    /// What the server takes of a batch; `None` when it takes none.
+    pub(crate) batch: Option<BatchInfo>,
     server_version: Option<String>,
+}
+
+impl HttpBackend {
+    /// Refuses a value that is larger than the server takes.
+    pub(crate) fn check_size(&self, value: &[u8]) -> Result<(), BackendError> {
+        match self.max_value_bytes.filter(|most| value.len() as u64 > *most) {
+            None => Ok(()),
+            Some(most) => {
+                let size = value.len();
+                let message = format!("the value has {size} bytes; the server takes {most}");
+                Err(BackendError::new(ErrorKind::TooLarge, message))
+            }
+        }
+    }
 }
 
 impl Backend for HttpBackend {
@@ -40,7 +56,13 @@ impl Backend for HttpBackend {
             let url = client.url();
             tracing::warn!("{url} does not say what it promises; its store counts as not durable");
             let capabilities = Capabilities::NONE;
-            return Ok(Self { client, capabilities, max_value_bytes: None, server_version: None });
+            return Ok(Self {
+                client,
+                capabilities,
+                max_value_bytes: None,
+                batch: None,
+                server_version: None,
+            });
         }
         let info: Info = expect(answer)?.document()?;
         if info.protocol != PROTOCOL {
@@ -55,6 +77,7 @@ impl Backend for HttpBackend {
             capabilities: promise("durable", Capabilities::DURABLE)
                 .and(promise("multi_process", Capabilities::MULTI_PROCESS)),
             max_value_bytes: info.max_value_bytes,
+            batch: info.batch,
             server_version: Some(format!("oxide_flow {} over {name} {version}", info.version)),
         })
     }
@@ -90,10 +113,7 @@ impl Backend for HttpBackend {
         value: &[u8],
         expected: &Expected,
     ) -> Result<Version, BackendError> {
-        if let Some(most) = self.max_value_bytes.filter(|most| value.len() as u64 > *most) {
-            let message = format!("the value has {} bytes; the server takes {most}", value.len());
-            return Err(BackendError::new(ErrorKind::TooLarge, message));
-        }
+        self.check_size(value)?;
         let answer = self.client.put(call, &path(key), condition(expected), value)?;
         // It is written, and reading back tells the version.
         expect(answer)?.version.ok_or_else(|| without_tag(ErrorKind::OutcomeUnknown))
@@ -157,10 +177,10 @@ impl Backend for HttpBackend {
 }
 
 /// The answer, if it is a success.
-fn expect(answer: Answer) -> Result<Answer, BackendError> {
+pub(crate) fn expect(answer: Answer) -> Result<Answer, BackendError> {
     if answer.status.is_success() { Ok(answer) } else { Err(answer.error()) }
 }
 
-fn without_tag(kind: ErrorKind) -> BackendError {
+pub(crate) fn without_tag(kind: ErrorKind) -> BackendError {
     BackendError::new(kind, "the server gives no strong `ETag` of 1 to 60 bytes in base64url")
 }

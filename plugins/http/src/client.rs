@@ -113,6 +113,20 @@ impl Client {
         self.answer(self.prepare(call, request)?.send(value), Effect::Writes)
     }
 
+    pub(crate) fn post(
+        &self,
+        call: &Call,
+        path: &str,
+        document: &str,
+    ) -> Result<Answer, BackendError> {
+        let mut request = self.agent.post(self.target(path));
+        if document.len() > ASK_FIRST {
+            request = request.header("Expect", "100-continue");
+        }
+        let request = request.header("Content-Type", "application/json");
+        self.answer(self.prepare(call, request)?.send(document), Effect::Writes)
+    }
+
     pub(crate) fn delete(
         &self,
         call: &Call,
@@ -234,6 +248,13 @@ impl Answer {
 
     /// The failure that the answer tells.
     pub(crate) fn error(&self) -> BackendError {
+        match self.problem.change {
+            Some(index) => self.failure().of_change(index),
+            None => self.failure(),
+        }
+    }
+
+    fn failure(&self) -> BackendError {
         let status = self.status;
         let told = |kind| {
             let detail = self.problem.detail.trim();

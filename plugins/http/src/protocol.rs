@@ -19,6 +19,15 @@ pub(crate) struct Info {
     pub(crate) backend: BackendInfo,
     pub(crate) capabilities: Vec<String>,
     pub(crate) max_value_bytes: Option<u64>,
+    /// Absent when the server takes no batches.
+    pub(crate) batch: Option<BatchInfo>,
+}
+
+/// The most that a batch may be.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(crate) struct BatchInfo {
+    pub(crate) max_bytes: usize,
+    pub(crate) max_changes: usize,
 }
 
 /// The backend behind the server.
@@ -74,26 +83,33 @@ pub(crate) struct Problem {
     pub(crate) detail: String,
     /// What is left of a damaged value, in base64.
     pub(crate) remains: Option<String>,
+    /// The change of an atomic batch that does not hold.
+    pub(crate) change: Option<usize>,
 }
 
 impl Problem {
     /// The kind of the failure; `None` for a code that this version does not know.
     pub(crate) fn kind(&self) -> Option<ErrorKind> {
-        Some(match self.code.as_str() {
-            "conflict" => ErrorKind::Conflict,
-            "invalid" => ErrorKind::Invalid,
-            "unavailable" => ErrorKind::Unavailable,
-            "timeout" => ErrorKind::Timeout,
-            "denied" => ErrorKind::Denied,
-            "corrupt" => ErrorKind::Corrupt,
-            "no-space" => ErrorKind::NoSpace,
-            "too-large" => ErrorKind::TooLarge,
-            "unsupported" => ErrorKind::Unsupported,
-            "internal" => ErrorKind::Internal,
-            "outcome-unknown" => ErrorKind::OutcomeUnknown,
-            _ => return None,
-        })
+        kind(&self.code)
     }
+}
+
+/// The kind of a failure with this code; `None` for a code that this version does not know.
+pub(crate) fn kind(code: &str) -> Option<ErrorKind> {
+    Some(match code {
+        "conflict" => ErrorKind::Conflict,
+        "invalid" => ErrorKind::Invalid,
+        "unavailable" => ErrorKind::Unavailable,
+        "timeout" => ErrorKind::Timeout,
+        "denied" => ErrorKind::Denied,
+        "corrupt" => ErrorKind::Corrupt,
+        "no-space" => ErrorKind::NoSpace,
+        "too-large" => ErrorKind::TooLarge,
+        "unsupported" => ErrorKind::Unsupported,
+        "internal" => ErrorKind::Internal,
+        "outcome-unknown" => ErrorKind::OutcomeUnknown,
+        _ => return None,
+    })
 }
 
 /// The path of a key: as it is if nothing on the way could change it, otherwise in base64url.
@@ -143,6 +159,6 @@ pub(crate) fn version_of_etag(etag: &str) -> Option<Version> {
 }
 
 /// The decoder takes only the one spelling of each version, so what is sent back is what came.
-fn version(text: &str) -> Option<Version> {
+pub(crate) fn version(text: &str) -> Option<Version> {
     Version::new(&Base64UrlUnpadded::decode_vec(text).ok()?)
 }

@@ -11,10 +11,12 @@ use oxiflow_plugin_api::{
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, ToSql};
 
+use crate::batch::Writes;
 use crate::config::{PostgresConfig, schema};
 use crate::failure::{Failed, Trust};
 use crate::layout;
 use crate::pool::{Patience, Pool, Taken};
+use crate::session::Step;
 use crate::statement::{Sql, end_of, new_version, quoted_name, start_of, version};
 use crate::target::Target;
 
@@ -53,18 +55,25 @@ impl PostgresBackend {
     }
 
     /// As [`with_connection`](Self::with_connection), for a write, if there is time for one.
-    fn write<T>(
+    pub(crate) fn write<T>(
         &self,
         call: &Call,
         work: impl FnOnce(&mut Statements<'_>) -> Result<Result<T, BackendError>, Failed>,
     ) -> Result<T, BackendError> {
-        self.with_connection(call, |statements| {
-            if call.remaining().is_some_and(|left| left < SHORTEST_WRITE) {
-                let message = "too little time was left to begin the write";
-                return Ok(Err(BackendError::timeout(message)));
-            }
-            work(statements)
+        self.with_connection(call, |statements| match check_time(call) {
+            Ok(()) => work(statements),
+            Err(late) => Ok(Err(late)),
         })?
+    }
+
+    /// Refuses a value that is larger than the store takes.
+    pub(crate) fn check_size(&self, value: &[u8]) -> Result<(), BackendError> {
+        let (size, limit) = (value.len(), self.max_value_bytes);
+        if size as u64 <= limit {
+            return Ok(());
+        }
+        let message = format!("the value has {size} bytes; `max_value_bytes` is {limit}");
+        Err(BackendError::new(ErrorKind::TooLarge, message))
     }
 
     /// Does a write that compares with `expected`, and says what it found when it was not done.
@@ -144,11 +153,7 @@ impl Backend for PostgresBackend {
         value: &[u8],
         expected: &Expected,
     ) -> Result<Version, BackendError> {
-        if value.len() as u64 > self.max_value_bytes {
-            let (size, limit) = (value.len(), self.max_value_bytes);
-            let message = format!("the value has {size} bytes; `max_value_bytes` is {limit}");
-            return Err(BackendError::new(ErrorKind::TooLarge, message));
-        }
+        self.check_size(value)?;
         let (prefix, key, new) = (&self.prefix, key.as_bytes(), new_version()?);
         let new_bytes = new.as_bytes();
         self.write(call, |it| match expected {
@@ -227,13 +232,40 @@ impl Backend for PostgresBackend {
 type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 /// The statements of one call, on its connection.
-struct Statements<'a> {
+pub(crate) struct Statements<'a> {
     taken: Taken<'a>,
     store: &'a PostgresBackend,
     until: Option<Instant>,
 }
 
 impl Statements<'_> {
+    /// Begins a transaction, and returns the versions of those of these keys that are there, which
+    /// nobody else can change until it ends.
+    pub(crate) fn lock(&mut self, keys: &[&[u8]]) -> Result<Vec<Row>, Failed> {
+        let parameters: Parameters<'_> = &[&self.store.prefix, &keys];
+        let (until, schema) = (self.until, &self.store.schema);
+        self.taken.begin(until, schema, (Sql::Lock, parameters), Sql::Apply)
+    }
+
+    /// Makes these writes within the transaction.
+    pub(crate) fn apply(&mut self, writes: &Writes<'_>) -> Result<Step, Failed> {
+        let (until, schema) = (self.until, &self.store.schema);
+        let prefix = &self.store.prefix;
+        self.taken.step(until, schema, (Sql::Apply, &writes.parameters(prefix)))
+    }
+
+    /// Makes the last of these writes, and commits.
+    pub(crate) fn commit(&mut self, writes: &Writes<'_>) -> Result<Step, Failed> {
+        let (until, schema) = (self.until, &self.store.schema);
+        let prefix = &self.store.prefix;
+        self.taken.commit(until, schema, (Sql::Apply, &writes.parameters(prefix)))
+    }
+
+    /// Gives the transaction up.
+    pub(crate) fn roll_back(&mut self) -> Result<(), Failed> {
+        self.taken.roll_back(self.until)
+    }
+
     /// The rows that a statement returns, and how many it changed.
     fn run(&mut self, sql: Sql, parameters: Parameters<'_>) -> Result<(Vec<Row>, u64), Failed> {
         self.taken.run(self.until, &self.store.schema, sql, parameters)
@@ -261,6 +293,16 @@ impl Statements<'_> {
     }
 }
 
+/// Refuses to begin a write in the last moment.
+pub(crate) fn check_time(call: &Call) -> Result<(), BackendError> {
+    match call.remaining() {
+        Some(left) if left < SHORTEST_WRITE => {
+            Err(BackendError::timeout("too little time was left to begin the write"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// A failure that says nothing of the connection.
 fn told(error: BackendError) -> Failed {
     Failed { error, trust: Trust::Kept }
@@ -283,7 +325,7 @@ fn optional_version(row: &Row, index: usize) -> Result<Option<Version>, BackendE
     column::<Option<&[u8]>>(row, index)?.map(version).transpose()
 }
 
-fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<T, BackendError> {
+pub(crate) fn column<'a, T: FromSql<'a>>(row: &'a Row, index: usize) -> Result<T, BackendError> {
     row.try_get(index).map_err(|error| unreadable(&error.to_string()))
 }
 

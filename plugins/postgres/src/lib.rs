@@ -15,10 +15,11 @@
 //! In reading order: [`config`] (options), [`target`] (the servers they name) and [`tls`],
 //! [`session`] (one connection, and the deadline of one statement on it), [`pool`] (the connections
 //! of one store), [`failure`] (what went wrong, in the contract's words), [`layout`] (schema and
-//! migrations), [`statement`] (every statement on records), and [`backend`], which puts them
-//! together.
+//! migrations), [`statement`] (every statement on records), [`backend`], which puts them together,
+//! and [`batch`] (many changes in one transaction).
 
 mod backend;
+mod batch;
 mod config;
 mod failure;
 mod layout;
@@ -28,4 +29,4 @@ mod statement;
 mod target;
 mod tls;
 
-oxiflow_plugin_api::export_backend!(backend::PostgresBackend);
+oxiflow_plugin_api::export_backend!(backend::PostgresBackend, batch);

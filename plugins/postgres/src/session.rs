@@ -17,9 +17,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
+use futures_util::future::join;
 use oxiflow_plugin_api::{BackendError, ErrorKind};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout_at;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{
@@ -28,7 +30,7 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use crate::failure::{Failed, Fault, Nature, Unreached};
+use crate::failure::{Failed, Fault, Nature, Trust, Unreached};
 use crate::statement::Sql;
 use crate::target::{Place, Target};
 
@@ -42,6 +44,9 @@ const SILENT: &str = "it does not answer";
 
 /// How long saying goodbye may take.
 const GOODBYE: Duration = Duration::from_millis(100);
+
+/// How long the server keeps a transaction of a call without a deadline from which it hears nothing.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 
 /// The function of the server that waits for a standby, whatever language it warns in.
 const STANDBY_WAIT: &str = "SyncRepWaitForLSN";
@@ -270,13 +275,8 @@ impl Session {
         parameters: Parameters<'_>,
         mut take: impl FnMut(Row),
     ) -> Result<u64, Fault> {
-        // Whoever moves the bytes is this thread: what is open here is open when it is sent.
-        if self.client.is_closed() {
-            return Err(Fault::Unsent(None));
-        }
-        let Self { runtime, client, link, tls, is_spent, .. } = self;
-        let (completed, unconfirmed) = (Cell::new(false), Cell::new(false));
-        let work = async {
+        let completed = Cell::new(false);
+        self.answered(until, nature, &completed, async |client| {
             let parameters = parameters.iter().map(|parameter| *parameter as &dyn ToSql);
             let mut rows = pin!(client.query_raw(statement, parameters).await?);
             loop {
@@ -289,9 +289,26 @@ impl Session {
                     }
                 }
             }
-        };
+        })
+    }
+
+    /// Sends statements and waits for what comes of them. `completed` is set when only the commit
+    /// was left.
+    fn answered<T>(
+        &mut self,
+        until: Option<Instant>,
+        nature: Nature,
+        completed: &Cell<bool>,
+        work: impl AsyncFnOnce(&Client) -> Result<T, Error>,
+    ) -> Result<T, Fault> {
+        // Whoever moves the bytes is this thread: what is open here is open when it is sent.
+        if self.client.is_closed() {
+            return Err(Fault::Unsent(None));
+        }
+        let Self { runtime, client, link, tls, is_spent, .. } = self;
+        let unconfirmed = Cell::new(false);
         let answer = runtime.block_on(async {
-            let mut driven = pin!(drive(link, &unconfirmed, work));
+            let mut driven = pin!(drive(link, &unconfirmed, work(client)));
             let Some(until) = until else { return Some(driven.await) };
             if let Some(soon) = time_to_cancel(until) {
                 if let Ok(answer) = timeout_at(soon.into(), driven.as_mut()).await {
@@ -306,10 +323,106 @@ impl Session {
         });
         match answer {
             Some(Ok(_)) if unconfirmed.get() && nature == Nature::Write => Err(Fault::Unconfirmed),
-            Some(Ok(changed)) => Ok(changed),
+            Some(Ok(done)) => Ok(done),
             Some(Err(ended)) => Err(ended.fault(completed.get())),
             None => Err(Fault::Silent),
         }
+    }
+
+    /// Begins a transaction with the statement `first`, in one round trip, and returns its rows.
+    /// `last` is the one that [`commit`](Self::commit) or [`step`](Self::step) will run. When this
+    /// fails, the connection cannot be used again.
+    ///
+    /// Should this side fall silent, the server ends the transaction, and with it what others
+    /// wait for, when the deadline has passed.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), as if it changed nothing.
+    pub(crate) fn begin(
+        &mut self,
+        until: Option<Instant>,
+        schema: &str,
+        (first, parameters): (Sql, Parameters<'_>),
+        last: Sql,
+    ) -> Result<Vec<Row>, Failed> {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        // Zero would be without end.
+        let silence = left.unwrap_or(LONGEST_SILENCE).as_millis().clamp(1, 86_400_000);
+        let begin = format!("BEGIN; SET LOCAL idle_in_transaction_session_timeout = {silence}");
+        let prepared =
+            self.prepared(until, schema, last).and_then(|_| self.prepared(until, schema, first));
+        let result = prepared.and_then(|statement| {
+            self.answered(until, Nature::Read, &Cell::default(), async |client| {
+                // They are sent in this order, and only then waited for.
+                let rows = client.query(&statement, parameters);
+                let (begun, rows) = join(client.batch_execute(&begin), rows).await;
+                begun.and(rows)
+            })
+        });
+        result.map_err(|fault| self.failed_within(&fault))
+    }
+
+    /// Runs a statement within a transaction. When it is overtaken, the transaction is to be rolled
+    /// back; when this fails, the connection cannot be used again.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), as if it changed nothing: without the commit it does not.
+    pub(crate) fn step(
+        &mut self,
+        until: Option<Instant>,
+        schema: &str,
+        (sql, parameters): (Sql, Parameters<'_>),
+    ) -> Result<Step, Failed> {
+        let result = self
+            .prepared(until, schema, sql)
+            .and_then(|it| self.execute(until, Nature::Read, &it, parameters, drop));
+        Step::of(result.map(drop)).map_err(|fault| self.failed_within(&fault))
+    }
+
+    /// Ends a transaction with a statement and its commit, in one round trip.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); the transaction is over then.
+    pub(crate) fn commit(
+        &mut self,
+        until: Option<Instant>,
+        schema: &str,
+        (sql, parameters): (Sql, Parameters<'_>),
+    ) -> Result<Step, Failed> {
+        let completed = Cell::new(false);
+        let result = self.prepared(until, schema, sql).and_then(|statement| {
+            self.answered(until, Nature::Write, &completed, async |client| {
+                let last = async {
+                    client.execute(&statement, parameters).await?;
+                    completed.set(true);
+                    Ok(())
+                };
+                // After a statement that fails, the commit is a rollback.
+                let (done, committed) = join(last, client.batch_execute("COMMIT")).await;
+                done.and(committed)
+            })
+        });
+        Step::of(result).map_err(|fault| Failed::new(&self.place, Nature::Write, &fault))
+    }
+
+    /// Ends a transaction, and undoes what it did.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run). When this fails, the connection cannot be used again.
+    pub(crate) fn roll_back(&mut self, until: Option<Instant>) -> Result<(), Failed> {
+        let result = self.answered(until, Nature::Read, &Cell::default(), async |client| {
+            client.batch_execute("ROLLBACK").await
+        });
+        result.map_err(|fault| self.failed_within(&fault))
+    }
+
+    /// A failure that leaves the connection within a transaction.
+    fn failed_within(&self, fault: &Fault) -> Failed {
+        let mut failed = Failed::new(&self.place, Nature::Read, fault);
+        if failed.trust == Trust::Kept {
+            failed.trust = Trust::Lost;
+        }
+        failed
     }
 
     /// Ends the connection as the protocol wants it, so that the server has nothing to complain of.
@@ -319,6 +432,30 @@ impl Session {
         let ended = runtime.block_on(async { tokio::time::timeout(GOODBYE, link).await });
         if !matches!(ended, Ok(Ok(()))) {
             tracing::debug!("a connection was gone before it was closed");
+        }
+    }
+}
+
+/// What came of a statement within a transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It is done.
+    Done,
+    /// Somebody else has inserted a key that it was about to insert, so the transaction comes to
+    /// nothing.
+    Overtaken,
+}
+
+impl Step {
+    fn of(result: Result<(), Fault>) -> Result<Self, Fault> {
+        match result {
+            Ok(()) => Ok(Self::Done),
+            Err(Fault::Refused { error, completed: false })
+                if *error.code() == SqlState::UNIQUE_VIOLATION =>
+            {
+                Ok(Self::Overtaken)
+            }
+            Err(fault) => Err(fault),
         }
     }
 }

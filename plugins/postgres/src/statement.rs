@@ -1,7 +1,8 @@
 //! Every statement on records, and the versions they write.
 //!
-//! Each operation is one statement, so it is one transaction and one round trip: the comparison and
-//! the swap are done by the server. A write that compares returns two columns: whether it was done,
+//! Each operation on one key is one statement, so it is one transaction and one round trip: the
+//! comparison and the swap are done by the server. (A batch is a transaction of two statements, see
+//! [`crate::batch`].) A write that compares returns two columns: whether it was done,
 //! and the version that the key was at when the statement began. Those two may fail to explain each
 //! other when somebody else wrote in between; then [`Sql::Current`] tells what the key is at.
 //!
@@ -30,6 +31,12 @@ pub(crate) enum Sql {
     Delete,
     /// Deletes a key if it is at version `$3`.
     DeleteVersion,
+    /// Versions of those of the keys `$2` that are there. Nobody else can change them until the
+    /// transaction ends. In the order of the keys, so that two who do this cannot wait for each other.
+    Lock,
+    /// Deletes the keys `$2`; writes `$4`, at the versions `$5`, to the keys `$3`, which are there,
+    /// and `$7`, at `$8`, to `$6`, which are not.
+    Apply,
     /// Up to `$4` keys from `$2` up to, and not with, `$3`: key, version, size, modified.
     List,
     /// Bytes that the records of all prefixes use, with what belongs to them.
@@ -43,10 +50,13 @@ impl Sql {
     /// Whether it changes anything.
     pub(crate) fn nature(self) -> Nature {
         match self {
-            Self::Get | Self::Current | Self::List | Self::Size => Nature::Read,
-            Self::Put | Self::PutAbsent | Self::PutVersion | Self::Delete | Self::DeleteVersion => {
-                Nature::Write
-            }
+            Self::Get | Self::Current | Self::Lock | Self::List | Self::Size => Nature::Read,
+            Self::Put
+            | Self::PutAbsent
+            | Self::PutVersion
+            | Self::Delete
+            | Self::DeleteVersion
+            | Self::Apply => Nature::Write,
         }
     }
 
@@ -84,6 +94,21 @@ impl Sql {
             Self::DeleteVersion => compared(
                 &records,
                 &format!("DELETE FROM {records} WHERE prefix = $1 AND key = $2 AND version = $3"),
+            ),
+            Self::Lock => format!(
+                "SELECT key, version FROM {records} WHERE prefix = $1 AND key = ANY($2) \
+                 ORDER BY key FOR UPDATE"
+            ),
+            Self::Apply => format!(
+                "WITH gone AS (DELETE FROM {records} WHERE prefix = $1 AND key = ANY($2)), \
+                 renewed AS (UPDATE {records} AS record SET value = new.value, \
+                 version = new.version, modified = now() \
+                 FROM unnest($3::bytea[], $4::bytea[], $5::bytea[]) AS new (key, value, version) \
+                 WHERE record.prefix = $1 AND record.key = new.key) \
+                 INSERT INTO {records} (prefix, key, value, version, modified) \
+                 SELECT $1, new.key, new.value, new.version, now() \
+                 FROM unnest($6::bytea[], $7::bytea[], $8::bytea[]) AS new (key, value, version) \
+                 ORDER BY new.key"
             ),
             Self::List => format!(
                 "SELECT key, version, octet_length(value), modified FROM {records} \
@@ -198,6 +223,8 @@ mod tests {
             Sql::PutVersion,
             Sql::Delete,
             Sql::DeleteVersion,
+            Sql::Lock,
+            Sql::Apply,
             Sql::List,
             Sql::Size,
         ];

@@ -20,23 +20,24 @@ const PAGE_ROWS: usize = 1000;
 
 /// A store on a server.
 pub struct RedisBackend {
-    pool: Pool,
+    pub(crate) pool: Pool,
     timeout: Duration,
     max_value_bytes: u64,
     is_durable: bool,
     /// What the keys of all records begin with.
     records: String,
-    index: String,
+    pub(crate) index: String,
     put: Step,
     delete: Step,
+    pub(crate) apply: Step,
 }
 
 impl RedisBackend {
-    fn until(&self, call: &Call) -> Instant {
+    pub(crate) fn until(&self, call: &Call) -> Instant {
         call.deadline().unwrap_or_else(|| after(self.timeout))
     }
 
-    fn record(&self, key: &str) -> Vec<u8> {
+    pub(crate) fn record(&self, key: &str) -> Vec<u8> {
         [self.records.as_bytes(), key.as_bytes()].concat()
     }
 
@@ -51,24 +52,31 @@ impl RedisBackend {
         arguments: &[&[u8]],
     ) -> Result<bool, BackendError> {
         call.check()?;
-        let (kind, version): (&str, &[u8]) = match expected {
-            Expected::Any => ("any", b""),
-            Expected::Absent => ("absent", b""),
-            Expected::Version(version) => ("version", version.as_bytes()),
-        };
+        let [kind, version] = expectation(expected);
         let record = self.record(key);
         let keys = [record.as_slice(), self.index.as_bytes()];
-        let arguments = [&[kind.as_bytes(), version, key.as_bytes()], arguments].concat();
+        let arguments = [&[kind, version, key.as_bytes()], arguments].concat();
         let until = self.until(call);
         let answer = self.pool.with(until, Failure::of_write, |link| {
-            let answer = step.run(link, until, keys, &arguments)?;
+            let answer = step.run(link, until, &keys, &arguments)?;
             Answer::of(answer).ok_or(Failure::Garbled("the script answers something else"))
         })?;
         match answer {
             Answer::Done => Ok(true),
             Answer::Absent => Ok(false),
             Answer::Conflict(current) => Err(BackendError::conflict(current)),
+            Answer::Damaged => Err(self.damaged(key)),
         }
+    }
+
+    /// Refuses a value that is larger than the store takes.
+    pub(crate) fn check_size(&self, value: &[u8]) -> Result<(), BackendError> {
+        let (size, limit) = (value.len(), self.max_value_bytes);
+        if size as u64 <= limit {
+            return Ok(());
+        }
+        let message = format!("the value has {size} bytes; at most {limit} are taken");
+        Err(BackendError::new(ErrorKind::TooLarge, message))
     }
 
     /// Asks the server, of whose answer nothing depends but the answer.
@@ -106,7 +114,7 @@ impl RedisBackend {
         Ok(rows)
     }
 
-    fn damaged(&self, key: &str) -> BackendError {
+    pub(crate) fn damaged(&self, key: &str) -> BackendError {
         let record = format!("{}{key}", self.records);
         BackendError::corrupt(format!("`{record}` on {} is no record", self.pool.server()))
     }
@@ -152,6 +160,7 @@ impl Backend for RedisBackend {
             index: name("index"),
             put: Step::put(),
             delete: Step::delete(),
+            apply: Step::apply(),
             pool,
         })
     }
@@ -187,11 +196,7 @@ impl Backend for RedisBackend {
         value: &[u8],
         expected: &Expected,
     ) -> Result<Version, BackendError> {
-        if value.len() as u64 > self.max_value_bytes {
-            let (size, limit) = (value.len(), self.max_value_bytes);
-            let message = format!("the value has {size} bytes; at most {limit} are taken");
-            return Err(BackendError::new(ErrorKind::TooLarge, message));
-        }
+        self.check_size(value)?;
         let version = new_version()?;
         self.write(call, key, expected, &self.put, &[version.as_bytes(), value])?;
         Ok(version)
@@ -266,22 +271,25 @@ impl Backend for RedisBackend {
 }
 
 /// What a script answers.
-enum Answer {
+pub(crate) enum Answer {
     Done,
     Absent,
     /// Something else was expected, and this version is there.
     Conflict(Option<Version>),
+    /// Something else than a record is there.
+    Damaged,
 }
 
 impl Answer {
     /// `None` when it is no answer of a script.
-    fn of(value: Value) -> Option<Self> {
+    pub(crate) fn of(value: Value) -> Option<Self> {
         let Value::Array(items) = value else {
             return None;
         };
         match items.as_slice() {
             [Value::BulkString(word)] if word == b"done" => Some(Self::Done),
             [Value::BulkString(word)] if word == b"absent" => Some(Self::Absent),
+            [Value::BulkString(word)] if word == b"damaged" => Some(Self::Damaged),
             [Value::BulkString(word), rest @ ..] if word == b"conflict" => match rest {
                 [] | [Value::Nil] => Some(Self::Conflict(None)),
                 [Value::BulkString(version)] => {
@@ -291,6 +299,15 @@ impl Answer {
             },
             _ => None,
         }
+    }
+}
+
+/// What a write expects, as the scripts read it.
+pub(crate) fn expectation(expected: &Expected) -> [&[u8]; 2] {
+    match expected {
+        Expected::Any => [b"any", b""],
+        Expected::Absent => [b"absent", b""],
+        Expected::Version(version) => [b"version", version.as_bytes()],
     }
 }
 
@@ -338,7 +355,7 @@ fn end_of(prefix: &str) -> Vec<u8> {
 
 /// A version that no write has had: a counter on the server would start again from an older copy
 /// of its data, after a crash that lost some of it, or when it is emptied.
-fn new_version() -> Result<Version, BackendError> {
+pub(crate) fn new_version() -> Result<Version, BackendError> {
     let mut random = [0; 16];
     getrandom::fill(&mut random)
         .map_err(|error| BackendError::unavailable(format!("no randomness: {error}")))?;

@@ -19,9 +19,11 @@
 //! [`config`] reads the options, [`server`] knows how to reach the server and get in, [`link`] is
 //! one connection whose reads and writes end at a deadline, [`pool`] hands links to threads,
 //! [`script`] has what the server does in one step, [`durability`] finds out what the server
-//! promises, [`backend`] puts them together, and [`failure`] says what an error means for a write.
+//! promises, [`backend`] puts them together, [`batch`] makes many changes in one script, and
+//! [`failure`] says what an error means for a write.
 
 mod backend;
+mod batch;
 mod config;
 mod durability;
 mod failure;
@@ -30,4 +32,4 @@ mod pool;
 mod script;
 mod server;
 
-oxiflow_plugin_api::export_backend!(backend::RedisBackend);
+oxiflow_plugin_api::export_backend!(backend::RedisBackend, batch);
