@@ -14,7 +14,7 @@ mod secrets;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use kit::{PROGRAM, Project, QUICK, is_plugin, plugin_processes as children, wait_for};
@@ -80,10 +80,16 @@ fn kill(pid: u32) {
     assert!(sent.expect("kill starts").success());
 }
 
-/// One test at a time: they count the processes, threads and descriptors of this one.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+/// Held by tests that count the processes, threads and descriptors of this one, or time it; the
+/// others hold [`beside`].
+static TESTS: RwLock<()> = RwLock::new(());
+
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    TESTS.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn beside() -> RwLockReadGuard<'static, ()> {
+    TESTS.read().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A plugin in C that does what its keys say.
@@ -117,13 +123,13 @@ fn conforms(subject: &Apart) -> Report {
 
 #[test]
 fn an_isolated_file_backend_conforms() {
-    let _alone = alone();
+    let _beside = beside();
     conforms(&Apart::new("file"));
 }
 
 #[test]
 fn an_isolated_sqlite_backend_conforms() {
-    let _alone = alone();
+    let _beside = beside();
     let report = conforms(&Apart::new("sqlite"));
     let skipped = report.skips().find(|(outcome, _)| outcome.number == 15);
     assert!(skipped.is_none(), "the batches of the backend are those of its process: {skipped:?}");
@@ -131,7 +137,7 @@ fn an_isolated_sqlite_backend_conforms() {
 
 #[test]
 fn an_isolated_backend_in_c_conforms() {
-    let _alone = alone();
+    let _beside = beside();
     let folder = TempDir::new().expect("a folder");
     let made = Command::new("make")
         .args(["--silent", "--directory"])
@@ -183,7 +189,7 @@ fn a_call_that_hangs_is_answered_by_its_deadline_and_ends_the_process() {
 
 #[test]
 fn a_run_goes_on_while_the_process_of_its_backend_is_killed_again_and_again() {
-    let _alone = alone();
+    let _beside = beside();
     let project = Project::new(&format!("{ISOLATED}{QUICK}").replace("3s", "60s"));
     let step = format!(
         "i=0; while [ ! -e enough ]; do i=$((i+1)); \
@@ -212,7 +218,7 @@ fn a_run_goes_on_while_the_process_of_its_backend_is_killed_again_and_again() {
 
 #[test]
 fn the_process_of_a_plugin_ends_with_the_host_however_that_ends() {
-    let _alone = alone();
+    let _beside = beside();
     let project = Project::new(&format!("{ISOLATED}{QUICK}"));
     project.write("pipelines/p.yaml", "pipeline:\n  - name: one\n    run: sleep 60\n");
     let run = project.start(&["run", "p"]);

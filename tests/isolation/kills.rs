@@ -16,7 +16,7 @@ use oxiflow_plugin_api::{
 use tempfile::TempDir;
 
 use crate::kit::{self, PROGRAM, Project, QUICK, Running, wait_for};
-use crate::{Apart, ISOLATED, alone, children, kill, soon};
+use crate::{Apart, ISOLATED, beside, children, kill, soon};
 
 /// Counts on after its cursor until the file `enough` is there.
 const COUNTING: &str = r#"
@@ -91,7 +91,7 @@ fn assert_complete(project: &Project) {
 
 #[test]
 fn a_run_goes_on_after_a_row_of_kills() {
-    let _alone = alone();
+    let _beside = beside();
     let (project, program) = doomed("60s");
     let run = start(&project, &program);
     kill_in_a_row(&project, &run, 5);
@@ -109,7 +109,7 @@ fn a_run_goes_on_after_a_row_of_kills() {
 
 #[test]
 fn a_run_whose_processes_are_all_killed_ends_with_its_lease_and_is_resumed() {
-    let _alone = alone();
+    let _beside = beside();
     let (project, program) = doomed("2s");
     let run = start(&project, &program);
     kill_in_a_row(&project, &run, 1_000_000);
@@ -217,7 +217,7 @@ const MOST_WRITES: u32 = 200;
 
 #[test]
 fn a_batch_whose_process_is_killed_at_any_write_is_made_once() {
-    let _alone = alone();
+    let _beside = beside();
     let folder = TempDir::new().expect("a folder");
     let (apart, armed) = dying_at_a_write(folder.path(), "sqlite");
     let (not_made, made) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));

@@ -134,6 +134,8 @@ impl Following<'_, '_> {
                 Some(Event::Move(request)) => relocation::obey(self.runner, run, &request)?,
                 Some(Event::Lost(reason)) => {
                     self.process.kill();
+                    // What it had reported is done, and would be done again.
+                    self.drain(run);
                     let error = reason.to_error(&run.state().pipeline_id);
                     return Err(run.rescue(error));
                 }
