@@ -120,3 +120,80 @@ pub fn one_by_one<S: Storage + ?Sized>(
     };
     Ok(changes.iter().map(make).collect())
 }
+
+/// Makes independent changes in as many parts as a store takes them in. `make` gets the changes
+/// that are left, makes the first of them, and says how many those were, at least one, and what
+/// became of them, or why none of them was made.
+///
+/// # Errors
+/// Of a part, when no change was made before it. Otherwise the error is the result of each change
+/// of that part, and those after it are not begun: the call as a whole may only fail when nothing
+/// was changed.
+pub fn in_parts<'a>(
+    changes: &[Change<'a>],
+    mut make: impl FnMut(&[Change<'a>]) -> (usize, Result<Results, BackendError>),
+) -> Result<Results, BackendError> {
+    let mut results = Results::with_capacity(changes.len());
+    let mut rest = changes;
+    while !rest.is_empty() {
+        let (count, made) = make(rest);
+        let (part, after) = rest.split_at(count.clamp(1, rest.len()));
+        match made {
+            Ok(made) => results.extend(made),
+            Err(error) if results.iter().any(may_have_changed) => {
+                let later = not_begun(&error);
+                results.extend(part.iter().map(|_| Err(error.clone())));
+                results.extend(after.iter().map(|_| Err(later.clone())));
+                return Ok(results);
+            }
+            Err(error) => return Err(error),
+        }
+        rest = after;
+    }
+    Ok(results)
+}
+
+fn may_have_changed(result: &Result<Changed, BackendError>) -> bool {
+    result.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::OutcomeUnknown)
+}
+
+/// The error of what comes after a part that failed: it was not sent.
+fn not_begun(error: &BackendError) -> BackendError {
+    let kind = match error.kind() {
+        ErrorKind::OutcomeUnknown => ErrorKind::Unavailable,
+        kind => kind,
+    };
+    let message = format!("not begun, since a part of the batch before failed: {error}");
+    BackendError::new(kind, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_after_a_part_in_doubt_was_not_done() {
+        let doubt = BackendError::outcome_unknown("lost");
+        assert_eq!(not_begun(&doubt).kind(), ErrorKind::Unavailable);
+        let full = BackendError::new(ErrorKind::NoSpace, "full");
+        assert_eq!(not_begun(&full).kind(), ErrorKind::NoSpace);
+    }
+
+    #[test]
+    fn parts_fail_as_a_whole_only_while_nothing_was_changed() {
+        let changes = [Change::delete("k", Expected::Any); 3];
+        let full = || BackendError::new(ErrorKind::NoSpace, "full");
+        assert_eq!(in_parts(&changes, |_| (2, Err(full()))), Err(full()));
+        let first = |left: &[Change<'_>], result: Result<Changed, BackendError>| match left.len() {
+            3 => (1, Ok(vec![result])),
+            _ => (1, Err(full())),
+        };
+        let refused = in_parts(&changes, |left| first(left, Err(BackendError::conflict(None))));
+        assert_eq!(refused, Err(full()));
+        for begun in [Ok(Changed::Deleted), Err(BackendError::outcome_unknown("lost"))] {
+            let results = in_parts(&changes, |left| first(left, begun.clone())).unwrap();
+            assert_eq!(results[..2], [begun, Err(full())]);
+            assert!(results[2].as_ref().unwrap_err().message().starts_with("not begun"));
+        }
+    }
+}

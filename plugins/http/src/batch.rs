@@ -4,7 +4,7 @@
 //! changes go in as many requests as that takes, and one that is too large for any goes by itself.
 
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
-use oxiflow_plugin_api::batch::Results;
+use oxiflow_plugin_api::batch::{Results, in_parts};
 use oxiflow_plugin_api::{
     Backend, BackendError, BatchBackend, BatchMode, Call, Change, Changed, ErrorKind, Expected,
     Write,
@@ -32,7 +32,9 @@ impl BatchBackend for HttpBackend {
                 let message = "the server takes no batches, so not all changes of one or none";
                 Err(BackendError::new(ErrorKind::Unsupported, message))
             }
-            (Some(limits), BatchMode::Independent) => self.parts(call, changes, limits),
+            (Some(limits), BatchMode::Independent) => {
+                in_parts(changes, |rest| self.next_part(call, rest, limits))
+            }
             (None, BatchMode::Independent) => Ok(self.one_by_one(call, changes)),
         }
     }
@@ -70,39 +72,24 @@ impl HttpBackend {
         }
     }
 
-    /// Makes independent changes in as many requests as it takes.
-    fn parts(
+    /// Makes the first of some independent changes in one request, and says how many those were.
+    fn next_part(
         &self,
         call: &Call,
         changes: &[Change<'_>],
         limits: BatchInfo,
-    ) -> Result<Results, BackendError> {
-        let mut results = Results::with_capacity(changes.len());
-        let mut rest = changes;
-        while let Some(first) = rest.first() {
-            let documents = self.part(rest, limits)?;
-            if documents.is_empty() {
-                results.push(self.alone(call, first));
-                rest = &rest[1..];
-                continue;
-            }
-            let (part, after) = rest.split_at(documents.len());
-            match self.send(call, part, &documents, BatchMode::Independent) {
-                Ok(Some(made)) => results.extend(made),
-                // It is another server than the one that said so.
-                Ok(None) => results.extend(self.one_by_one(call, part)),
-                // The call as a whole may only fail when nothing was changed.
-                Err(error) if results.iter().any(may_have_changed) => {
-                    let later = not_begun(&error);
-                    results.extend(part.iter().map(|_| Err(error.clone())));
-                    results.extend(after.iter().map(|_| Err(later.clone())));
-                    return Ok(results);
-                }
-                Err(error) => return Err(error),
-            }
-            rest = after;
+    ) -> (usize, Result<Results, BackendError>) {
+        let documents = match self.part(changes, limits) {
+            Ok(documents) => documents,
+            Err(error) => return (1, Err(error)),
+        };
+        if documents.is_empty() {
+            return (1, Ok(self.one_by_one(call, &changes[..1])));
         }
-        Ok(results)
+        let part = &changes[..documents.len()];
+        let made = self.send(call, part, &documents, BatchMode::Independent);
+        // Without an answer it is another server than the one that said so.
+        (part.len(), made.map(|made| made.unwrap_or_else(|| self.one_by_one(call, part))))
     }
 
     /// The first of these changes, as they go in the next request; none when the first goes alone.
@@ -254,18 +241,4 @@ impl Outcome {
             }
         }
     }
-}
-
-fn may_have_changed(result: &Result<Changed, BackendError>) -> bool {
-    result.as_ref().err().is_none_or(|error| error.kind() == ErrorKind::OutcomeUnknown)
-}
-
-/// The error of what comes after a part that failed: it was not sent.
-fn not_begun(error: &BackendError) -> BackendError {
-    let kind = match error.kind() {
-        ErrorKind::OutcomeUnknown => ErrorKind::Unavailable,
-        kind => kind,
-    };
-    let message = format!("not begun, since a part of the batch before failed: {error}");
-    BackendError::new(kind, message)
 }

@@ -4,7 +4,7 @@
 //! are many. An atomic batch is one script, whatever it takes: its effects are one transaction in
 //! the server's log.
 
-use oxiflow_plugin_api::batch::Results;
+use oxiflow_plugin_api::batch::{Results, in_parts};
 use oxiflow_plugin_api::{
     BackendError, BatchBackend, BatchMode, Call, Change, Changed, ErrorKind, Version, Write,
 };
@@ -38,37 +38,23 @@ impl BatchBackend for RedisBackend {
                 }
                 self.run(call, changes, mode)
             }
-            BatchMode::Independent => self.parts(call, changes),
+            BatchMode::Independent => in_parts(changes, |rest| self.next_part(call, rest)),
         }
     }
 }
 
 impl RedisBackend {
-    /// Makes independent changes in as many scripts as it takes.
-    fn parts(&self, call: &Call, changes: &[Change<'_>]) -> Result<Results, BackendError> {
-        let mut results = Results::with_capacity(changes.len());
-        let mut rest = changes;
-        while let Some(first) = rest.first() {
-            if let Err(error) = self.check_change(first) {
-                results.push(Err(error));
-                rest = &rest[1..];
-                continue;
-            }
-            let (part, after) = rest.split_at(self.part(rest));
-            match self.run(call, part, BatchMode::Independent) {
-                Ok(made) => results.extend(made),
-                // The call as a whole may only fail when nothing was changed.
-                Err(error) if results.iter().any(Result::is_ok) => {
-                    let later = not_begun(&error);
-                    results.extend(part.iter().map(|_| Err(error.clone())));
-                    results.extend(after.iter().map(|_| Err(later.clone())));
-                    return Ok(results);
-                }
-                Err(error) => return Err(error),
-            }
-            rest = after;
+    /// Makes the first of some independent changes in one script, and says how many those were.
+    fn next_part(
+        &self,
+        call: &Call,
+        changes: &[Change<'_>],
+    ) -> (usize, Result<Results, BackendError>) {
+        if let Some(Err(error)) = changes.first().map(|change| self.check_change(change)) {
+            return (1, Ok(vec![Err(error)]));
         }
-        Ok(results)
+        let count = self.part(changes);
+        (count, self.run(call, &changes[..count], BatchMode::Independent))
     }
 
     /// How many of these changes, at least one, go in the next script: up to one that is refused
@@ -205,29 +191,11 @@ fn check_atomic(changes: &[Change<'_>]) -> Result<(), BackendError> {
     Err(BackendError::new(ErrorKind::TooLarge, message))
 }
 
-/// The error of what comes after a part that failed: it was not sent.
-fn not_begun(error: &BackendError) -> BackendError {
-    let kind = match error.kind() {
-        ErrorKind::OutcomeUnknown => ErrorKind::Unavailable,
-        kind => kind,
-    };
-    let message = format!("not begun, since a part of the batch before failed: {error}");
-    BackendError::new(kind, message)
-}
-
 #[cfg(test)]
 mod tests {
     use oxiflow_plugin_api::Expected;
 
     use super::*;
-
-    #[test]
-    fn what_comes_after_a_part_in_doubt_was_not_done() {
-        let doubt = BackendError::outcome_unknown("lost");
-        assert_eq!(not_begun(&doubt).kind(), ErrorKind::Unavailable);
-        let full = BackendError::new(ErrorKind::NoSpace, "full");
-        assert_eq!(not_begun(&full).kind(), ErrorKind::NoSpace);
-    }
 
     #[test]
     fn an_atomic_batch_is_no_more_than_the_server_takes() {
