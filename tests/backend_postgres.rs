@@ -5,6 +5,8 @@
 
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
+#[path = "kit/batches.rs"]
+mod batches;
 mod kit;
 #[path = "kit/postgres.rs"]
 mod postgres;

@@ -5,6 +5,8 @@
 
 #[path = "backend_redis/batch.rs"]
 mod batch;
+#[path = "kit/batches.rs"]
+mod batches;
 mod kit;
 #[path = "kit/proxy.rs"]
 mod proxy;

@@ -10,10 +10,11 @@ use oxiflow_plugin_api::{
     BackendError, BatchMode, Call, Change, Changed, ErrorKind, Expected, Storage,
 };
 
+use crate::batches::survive_crashes;
 use crate::kit::{PATIENCE, wait_for};
 use crate::postgres::{PASSWORD, Server, dsn};
 use crate::proxy::{Behaviour, Proxy};
-use crate::{keys, patient, put, store, value};
+use crate::{patient, put, store, value};
 
 /// Somebody else, whose transaction is open and has inserted the key `z`.
 struct Other(Client);
@@ -182,39 +183,10 @@ fn a_client_that_falls_silent_in_the_middle_holds_nobody_up_for_longer_than_its_
 fn a_killed_server_loses_no_acknowledged_batch_and_keeps_none_in_part() {
     let Some(mut server) = Server::start(&[]) else { return };
     let store = store(&server.dsn());
-    let acknowledged = std::thread::scope(|scope| {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let store = &*store;
-        let writer = scope.spawn(move || {
-            let mut acknowledged = Vec::new();
-            for number in 0..400 {
-                let keys = ["a", "b", "c"].map(|key| format!("{number:04}/{key}"));
-                let changes: Vec<_> =
-                    keys.iter().map(|key| Change::put(key, b"ours", Expected::Any)).collect();
-                match store.apply(&patient(), &changes, BatchMode::Atomic) {
-                    Ok(_) => acknowledged.push(number),
-                    Err(error) => {
-                        let passing = [ErrorKind::OutcomeUnknown, ErrorKind::Unavailable];
-                        assert!(passing.contains(&error.kind()), "{error}");
-                    }
-                }
-                sender.send(number).expect("it is heard");
-            }
-            acknowledged
-        });
-        for kill in [50, 150, 250] {
-            assert!(receiver.iter().any(|number| number == kill));
-            server.crash();
-            server.resume();
-        }
-        receiver.iter().for_each(drop);
-        writer.join().expect("no panic")
+    survive_crashes(&*store, b"ours", Expected::Any, || {
+        server.crash();
+        server.resume();
     });
-    for number in 0..400 {
-        let found = keys(&*store, &format!("{number:04}/")).len();
-        let least = if acknowledged.contains(&number) { 3 } else { 0 };
-        assert!(found == 3 || found == least, "of batch {number} there is {found}");
-    }
 }
 
 #[test]

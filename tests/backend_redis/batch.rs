@@ -7,6 +7,7 @@ use oxide_flow::layer::Retry;
 use oxiflow_plugin_api::batch::Results;
 use oxiflow_plugin_api::{BackendError, BatchMode, Change, Changed, ErrorKind, Expected, Storage};
 
+use crate::batches::survive_crashes;
 use crate::proxy::{Behaviour, Proxy};
 use crate::redis::{DURABLE, Server};
 use crate::{open, patient, through, value_of};
@@ -157,37 +158,5 @@ fn damage_under_one_key_is_the_failure_of_its_change_alone() {
 fn a_server_that_crashes_loses_no_acknowledged_batch_and_keeps_none_in_part() {
     let Some(mut server) = Server::start(DURABLE) else { return };
     let store = open(&server.url());
-    let acknowledged = std::thread::scope(|scope| {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let store = &*store;
-        let writer = scope.spawn(move || {
-            let mut acknowledged = Vec::new();
-            for number in 0..400 {
-                let names = ["a", "b", "c"].map(|key| format!("{number:04}/{key}"));
-                let names = names.each_ref().map(String::as_str);
-                match put_all(store, &names, &[b'x'; 20_000], BatchMode::Atomic) {
-                    Ok(_) => acknowledged.push(number),
-                    Err(error) => {
-                        let passing = [ErrorKind::OutcomeUnknown, ErrorKind::Unavailable];
-                        assert!(passing.contains(&error.kind()), "{error}");
-                    }
-                }
-                sender.send(number).expect("it is heard");
-            }
-            acknowledged
-        });
-        for kill in [50, 150, 250] {
-            assert!(receiver.iter().any(|number| number == kill));
-            server.crash();
-        }
-        receiver.iter().for_each(drop);
-        writer.join().expect("no panic")
-    });
-    let there = keys(&*store);
-    for number in 0..400 {
-        let prefix = format!("{number:04}/");
-        let found = there.iter().filter(|key| key.starts_with(&prefix)).count();
-        let least = if acknowledged.contains(&number) { 3 } else { 0 };
-        assert!(found == 3 || found == least, "of batch {number} there is {found}");
-    }
+    survive_crashes(&*store, &[b'x'; 20_000], Expected::Absent, || server.crash());
 }
