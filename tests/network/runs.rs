@@ -1,5 +1,6 @@
 //! Runs over a network that fails: each answer lost once, every fault in turn, and one that stays.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use oxiflow_plugin_api::conformance::Random;
@@ -14,8 +15,8 @@ over_each_backend!(
     a_run_whose_last_answers_are_lost_does_not_say_that_it_succeeded,
 );
 
-/// How many of the answers of a run are lost, one in each run.
-const SAMPLE: usize = 8;
+/// How many answers are lost, one in each run.
+const LOST: usize = 8;
 
 /// How far the counting goes on while a fault lasts.
 const MEANWHILE: usize = 20;
@@ -25,25 +26,28 @@ fn an_answer_that_is_lost_at_any_point_of_a_run_is_made_up_for(store: &Store) {
     let undisturbed = lane("undisturbed");
     undisturbed.project.run(&["run", "undisturbed"]).expect(0);
     undisturbed.assert_complete("undisturbed");
-    let answers = undisturbed.proxy.answered();
+    // Any of the answers that each run so far got: a busy machine makes fewer checkpoints.
+    let mut answers = undisturbed.proxy.answered();
     let mut random = random();
-    let mut points: Vec<u64> = (0..answers).collect();
-    while points.len() > SAMPLE {
-        points.swap_remove(random.below(points.len()));
-    }
-    let mut lost = 0;
-    for point in &points {
+    let mut points = BTreeSet::new();
+    while points.len() < LOST {
+        let open: Vec<u64> = (0..answers).filter(|point| !points.contains(point)).collect();
+        assert!(!open.is_empty(), "only {} answers were lost", points.len());
+        let point = open[random.below(open.len())];
         let context = format!("answer {point} of {answers} was lost");
         let pipeline = format!("lost-{point}");
         let lane = lane(&pipeline);
-        lane.proxy.behave_after(*point, Behaviour::LoseReply);
+        lane.proxy.behave_after(point, Behaviour::LoseReply);
         let ran = lane.project.run(&["run", &pipeline]);
         assert_eq!(ran.code, 0, "{context}: {}", ran.stderr);
         lane.assert_complete(&context);
-        lost += usize::from(lane.proxy.swallowed() > 0);
+        if lane.proxy.swallowed() > 0 {
+            points.insert(point);
+        } else {
+            // This run ended before its point.
+            answers = lane.proxy.answered().min(point);
+        }
     }
-    // A run does not always ask as often.
-    assert!(lost * 2 > points.len(), "{lost} answers were lost in {} runs", points.len());
 }
 
 /// The source of all choices of one test; its seed is printed.
