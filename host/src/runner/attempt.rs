@@ -40,6 +40,15 @@ pub(super) enum AttemptEnd {
     Stopped(StopCause),
 }
 
+/// What a step was told to end for, by a signal that still found it running.
+#[derive(Clone, Copy, PartialEq)]
+enum Told {
+    /// Its time is over.
+    Timeout,
+    /// The run is to stop.
+    Stop,
+}
+
 pub(super) struct Failure {
     pub(super) kind: ErrorType,
     pub(super) message: String,
@@ -82,8 +91,9 @@ pub(super) fn follow(
         records_at_start,
         time_at_start,
         kill_at: None,
-        timed_out: false,
-        stopped: None,
+        told: None,
+        stop: None,
+        has_ended: false,
         stderr: VecDeque::new(),
         pipes_open: PIPES,
     };
@@ -99,8 +109,11 @@ struct Following<'r, 'a> {
     records_at_start: u64,
     time_at_start: u64,
     kill_at: Option<Duration>,
-    timed_out: bool,
-    stopped: Option<StopCause>,
+    told: Option<Told>,
+    /// Why the run is to stop, if it is.
+    stop: Option<StopCause>,
+    /// Whether it was found to have ended already when it was told to.
+    has_ended: bool,
     stderr: VecDeque<String>,
     pipes_open: usize,
 }
@@ -125,10 +138,10 @@ impl Following<'_, '_> {
                     return Ok(self.end(status));
                 }
                 Some(Event::Process(_, event)) => self.take(run, event),
-                Some(Event::Stop(cause)) if self.stopped.is_none() => {
+                Some(Event::Stop(cause)) if self.stop.is_none() => {
                     self.runner.parts.observer.event(RunEvent::Stopping(&cause));
-                    self.stopped = Some(cause);
-                    self.terminate();
+                    self.stop = Some(cause);
+                    self.terminate(Told::Stop);
                 }
                 Some(Event::Stop(_)) => self.process.kill(),
                 Some(Event::Move(request)) => relocation::obey(self.runner, run, &request)?,
@@ -157,11 +170,7 @@ impl Following<'_, '_> {
         let now = self.runner.parts.clock.monotonic();
         let interval = self.runner.parts.checkpoint_interval;
         let checkpoint = run.is_dirty().then(|| interval.saturating_sub(run.since_save()));
-        let timeout = self
-            .step
-            .timeout
-            .filter(|_| !self.timed_out)
-            .map(|timeout| (self.started + timeout).saturating_sub(now));
+        let timeout = self.time_limit().map(|limit| limit.saturating_sub(now));
         let kill = self.kill_at.map(|at| at.saturating_sub(now));
         let idle = Duration::from_secs(60);
         [checkpoint, timeout, kill].into_iter().flatten().min().unwrap_or(idle)
@@ -173,15 +182,25 @@ impl Following<'_, '_> {
             self.kill_at = None;
             self.process.kill();
         }
-        let limit = self.step.timeout.filter(|_| !self.timed_out && self.stopped.is_none());
-        if limit.is_some_and(|limit| now >= self.started + limit) {
-            self.timed_out = true;
-            self.terminate();
+        if self.time_limit().is_some_and(|limit| now >= limit) {
+            self.terminate(Told::Timeout);
         }
     }
 
-    fn terminate(&mut self) {
-        self.process.terminate();
+    /// When the time of the step is over, unless it is ending anyway.
+    fn time_limit(&self) -> Option<Duration> {
+        let limit = self.step.timeout.filter(|_| self.told.is_none() && !self.has_ended);
+        limit.and_then(|limit| self.started.checked_add(limit))
+    }
+
+    /// Tells the step to end. One that has ended by itself cannot be told any more: then how it
+    /// ended is what counts, and its exit is about to arrive.
+    fn terminate(&mut self, told: Told) {
+        self.has_ended = !self.process.terminate();
+        if self.has_ended || self.told.is_some() {
+            return;
+        }
+        self.told = Some(told);
         let now = self.runner.parts.clock.monotonic();
         // A time too far away to be counted is never.
         self.kill_at = now.checked_add(self.runner.parts.stop_timeout);
@@ -282,7 +301,7 @@ impl Following<'_, '_> {
             match self.runner.events.recv_timeout(left) {
                 Ok(Event::Process(started, _)) if started != self.started => {}
                 Ok(Event::Process(_, event)) => self.take(run, event),
-                Ok(Event::Stop(cause)) => self.stopped = Some(cause),
+                Ok(Event::Stop(cause)) => self.stop = Some(cause),
                 Ok(Event::Move(request)) => later.push(request),
                 Ok(Event::Renewed) => {}
                 // The next save finds the loss out by itself.
@@ -295,16 +314,18 @@ impl Following<'_, '_> {
         }
     }
 
+    /// What the end means. A step that was told to end has not done all its work, however well it
+    /// took that: its exit code counts only when it ended by itself.
     fn end(&mut self, status: ExitStatus) -> AttemptEnd {
-        if status.success() {
-            if let Some(cause) = self.stopped.take() {
-                // It ended well within its time to stop; the run stops before the next step.
-                Stopper::new(self.runner.sender.clone()).stop(cause);
+        if let Some(cause) = self.stop.take() {
+            if self.told == Some(Told::Stop) {
+                return AttemptEnd::Stopped(cause);
             }
-            return AttemptEnd::Completed;
+            // It ended before or for another reason; the run stops before anything else begins.
+            Stopper::new(self.runner.sender.clone()).stop(cause);
         }
-        if let Some(cause) = self.stopped.take() {
-            return AttemptEnd::Stopped(cause);
+        if self.told.is_none() && status.success() {
+            return AttemptEnd::Completed;
         }
         let (kind, message) = self.describe(status);
         let context = Vec::from(std::mem::take(&mut self.stderr)).join("\n");
@@ -313,7 +334,7 @@ impl Following<'_, '_> {
     }
 
     fn describe(&self, status: ExitStatus) -> (ErrorType, String) {
-        if self.timed_out {
+        if self.told == Some(Told::Timeout) {
             let limit = humantime::format_duration(self.step.timeout.unwrap_or_default());
             return (ErrorType::Timeout, format!("it ran longer than its limit of {limit}"));
         }

@@ -78,13 +78,15 @@ impl Control {
         self.send(supervisor::KEEP_GOING);
     }
 
-    fn send(&self, bytes: &[u8]) {
-        if let Some(pipe) = self.lock().as_mut()
-            && let Err(error) = pipe.write_all(bytes)
-        {
-            // The supervisor has ended, and with it the step.
-            tracing::debug!(%error, "the step has ended already");
-        }
+    /// Whether there was a supervisor to hear it. Without one there is no step either.
+    fn send(&self, bytes: &[u8]) -> bool {
+        self.lock().as_mut().is_some_and(|pipe| match pipe.write_all(bytes) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, "the step has ended already");
+                false
+            }
+        })
     }
 
     fn set(&self, pipe: Option<ChildStdin>) {
@@ -160,9 +162,9 @@ impl StepProcess {
         Ok(Self { control, waiter: Some(waiter) })
     }
 
-    /// Asks the step to end: SIGTERM to its process group.
-    pub(super) fn terminate(&self) {
-        self.control.send(supervisor::TERMINATE);
+    /// Asks the step to end: SIGTERM to its process group. `false` when it has ended already.
+    pub(super) fn terminate(&self) -> bool {
+        self.control.send(supervisor::TERMINATE)
     }
 
     /// Ends the step: SIGKILL to its process group.
