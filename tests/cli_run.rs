@@ -390,6 +390,22 @@ fn a_step_ended_by_a_signal_is_a_resource_error() {
 }
 
 #[test]
+fn an_exit_code_beyond_those_of_signals_is_told_as_it_is() {
+    for (code, message, kind) in [
+        (128, "it ended with exit code 128", "processing"),
+        (143, "it was ended by signal 15", "resource"),
+        (192, "it was ended by signal 64", "resource"),
+        (193, "it ended with exit code 193", "processing"),
+        (255, "it ended with exit code 255", "processing"),
+    ] {
+        let project = Project::steady(&format!("pipeline: [{{name: a, run: exit {code}}}]\n"));
+        project.run(&["run"]).expect(1);
+        let error = &project.state("p").unwrap()["errors"][0];
+        assert_eq!((&error["message"], &error["error_type"]), (&json!(message), &json!(kind)));
+    }
+}
+
+#[test]
 fn json_is_one_document_on_stdout_and_the_output_of_steps_goes_to_stderr() {
     let project = Project::steady("pipeline: [{name: a, run: 'echo shown; echo {}'}]\n");
     let ran = project.run(&["run", "--json"]).expect(0);

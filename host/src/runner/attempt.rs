@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -30,6 +31,9 @@ const DRAIN: Duration = Duration::from_secs(1);
 const LONGEST_CURSOR: usize = 100 * 1024;
 /// How many lines of a failed step's standard error are kept with its error.
 const CONTEXT_LINES: usize = 10;
+/// Exit codes that stand for a signal, as the supervisor and shells have it: 128 + N for the signals
+/// that there are, 1 to 64. Programs have the codes above those for themselves.
+const SIGNALLED: RangeInclusive<i32> = 129..=192;
 /// The longest time that is estimated for a step.
 const LONGEST_ESTIMATE: TimeDelta = TimeDelta::days(100 * 365);
 
@@ -342,7 +346,7 @@ impl Following<'_, '_> {
             (Some(126 | 127), _) => {
                 (ErrorType::Configuration, "its command cannot be started".to_owned())
             }
-            (Some(code), _) if code > 128 => {
+            (Some(code), _) if SIGNALLED.contains(&code) => {
                 (ErrorType::Resource, format!("it was ended by signal {}", code - 128))
             }
             (Some(code), _) => (ErrorType::Processing, format!("it ended with exit code {code}")),
