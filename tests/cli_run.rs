@@ -635,6 +635,33 @@ pipeline:
 }
 
 #[test]
+fn a_stdout_that_takes_nothing_does_not_end_the_run_and_is_told_once() {
+    let project = Project::steady(
+        r#"
+pipeline:
+  - {name: a, run: "seq 1 2000; oxide_flow progress --records 1 --last-id 1; seq 1 2000"}
+  - {name: b, run: "echo out; echo err >&2; touch done"}
+"#,
+    );
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = project.command(["run"]).stdout(full).output().unwrap();
+    insta::assert_snapshot!(kit::Ran::from(ran).story(&project), @"
+    exit 0
+    --- stderr
+    p: run ID begins
+    p: a (1 of 2) starts
+    warning: cannot write to standard output: No space left on device (os error 28); the output of steps is dropped from here on, and the run goes on
+    p: a done in N.Ns, 1 record
+    p: b (2 of 2) starts
+    b | err
+    p: b done in N.Ns, 0 records
+    p: completed in N.Ns, 1 record
+    ");
+    assert!(project.path().join("done").exists());
+    assert_eq!(project.run(&["worker", "list"]).expect(0).stderr, "no workers\n");
+}
+
+#[test]
 fn a_second_worker_is_refused_at_once_and_waits_when_asked_to() {
     let project = Project::steady(
         "pipeline: [{name: a, run: 'echo x >> runs; until test -e go; do sleep 0.01; done'}]\n",
