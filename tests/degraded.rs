@@ -7,12 +7,15 @@
 mod machine;
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use machine::{Jumping, Machine, Mode, Shared, name};
 use oxide_flow::error::{Error, ErrorKind, Result, chain};
 use oxide_flow::layer::{KeySource, Keyring};
-use oxide_flow::lease::{Acquire, HeldLease, Tempo, acquire, this_process};
+use oxide_flow::lease::{
+    Acquire, HeldLease, LeaseEvent, Tempo, Worker, acquire, request_stop, this_process,
+};
 use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
 use oxide_flow::recovery::{Settled, push, read_rescue_file, replay};
 use oxide_flow::runner::{Begin, Begun, Run};
@@ -28,6 +31,31 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(started.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A held lease of a machine, and what its heartbeat tells.
+fn hold(machine: &Machine, interval: Duration) -> (HeldLease, Receiver<LeaseEvent>) {
+    let acquired = acquire(
+        &machine.store,
+        machine.clock.as_ref(),
+        &mut Acquire {
+            pipeline: &name(),
+            holder: &this_process().unwrap(),
+            purpose: "run",
+            ttl: machine.ttl,
+            wait: Duration::ZERO,
+            epoch_floor: 0,
+            on_wait: &mut |_| {},
+        },
+    )
+    .unwrap();
+    let (store, clock) = (machine.store.clone(), Arc::clone(&machine.clock));
+    let (sender, events) = channel();
+    // A test that has seen enough hears no more.
+    let tell = move |event| sender.send(event).unwrap_or_default();
+    let (lease, attempted) = (acquired.lease, acquired.attempted);
+    let held = HeldLease::start(store, clock, lease, attempted, Tempo::every(interval), tell);
+    (held.unwrap(), events)
 }
 
 fn recover(run: &mut Run) {
@@ -100,26 +128,34 @@ fn a_lease_that_is_answered_late_counts_from_when_it_was_asked_for() {
     let machine = Machine::new(&Shared::default());
     let pause = Duration::from_millis(200);
     machine.way.set(Mode::AnswersLate(pause));
-    let acquired = acquire(
-        &machine.store,
-        machine.clock.as_ref(),
-        &mut Acquire {
-            pipeline: &name(),
-            holder: &this_process().unwrap(),
-            purpose: "run",
-            ttl: machine.ttl,
-            wait: Duration::ZERO,
-            epoch_floor: 0,
-            on_wait: &mut |_| {},
-        },
-    )
-    .unwrap();
     // Others saw it long before this worker knew.
-    let (store, clock) = (machine.store.clone(), Arc::clone(&machine.clock));
-    let (lease, attempted) = (acquired.lease, acquired.attempted);
-    let tempo = Tempo::every(machine.ttl);
-    let held = HeldLease::start(store, clock, lease, attempted, tempo, |_| {}).unwrap();
+    let (held, _) = hold(&machine, machine.ttl);
     assert!(held.age() >= pause, "{:?}", held.age());
+}
+
+#[test]
+fn a_stop_is_told_once_also_when_the_answer_to_its_acknowledgement_is_lost() {
+    let shared = Shared::default();
+    let (machine, other) = (Machine::new(&shared), Machine::new(&shared));
+    let (held, events) = hold(&machine, Duration::from_millis(20));
+    machine.way.set(Mode::Away);
+    let worker = Worker::of(held.lease(), other.clock.now());
+    request_stop(&other.store, other.clock.as_ref(), &worker, "tester").unwrap();
+    let acknowledged = || {
+        let lease = other.store.load_lease(&name()).unwrap().unwrap().value;
+        lease.requests[0].acknowledged_at.is_some()
+    };
+    machine.way.set(Mode::LosesAnswer("lease/"));
+    wait_for("the acknowledgement", acknowledged);
+    machine.way.set(Mode::Reachable);
+    let is_stop = |event: &LeaseEvent| matches!(event, LeaseEvent::StopRequested(_));
+    let (mut stops, mut renewals_since) = (0, 0);
+    while renewals_since < 3 {
+        let event = events.recv_timeout(Duration::from_secs(60)).expect("the stop is told");
+        stops += usize::from(is_stop(&event));
+        renewals_since += usize::from(stops > 0 && matches!(event, LeaseEvent::Renewed));
+    }
+    assert_eq!(stops, 1);
 }
 
 #[test]
@@ -143,7 +179,7 @@ fn an_end_beyond_the_lease_is_a_lost_lease_also_when_the_heartbeat_has_not_notic
 fn a_save_whose_answer_was_lost_is_recognised_as_ones_own() {
     let machine = Machine::new(&Shared::default());
     let mut run = machine.start();
-    machine.way.set(Mode::LosesAnswer);
+    machine.way.set(Mode::LosesAnswer("state/"));
     report(&mut run, "1").unwrap();
     assert!(run.degraded_since().is_some());
     assert_eq!(machine.stored().last_processed_id, "1", "it did happen");
@@ -153,7 +189,7 @@ fn a_save_whose_answer_was_lost_is_recognised_as_ones_own() {
     assert_eq!(machine.stored().last_processed_id, "2");
 
     // The same after a crash.
-    machine.way.set(Mode::LosesAnswer);
+    machine.way.set(Mode::LosesAnswer("state/"));
     report(&mut run, "3").unwrap();
     report(&mut run, "4").unwrap();
     drop(run);

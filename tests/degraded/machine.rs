@@ -32,8 +32,9 @@ pub enum Mode {
     Away,
     /// Every call waits in vain for its answer.
     Hangs,
-    /// The next write of a state happens, its answer is lost, and the store goes away.
-    LosesAnswer,
+    /// The next write of a key that begins like this happens, its answer is lost, and the store goes
+    /// away.
+    LosesAnswer(&'static str),
 }
 
 /// One machine's way to a store that all share.
@@ -57,7 +58,7 @@ impl Way {
                 Err(BackendError::new(BackendErrorKind::Timeout, "no answer"))
             }
             Mode::Away => Err(BackendError::unavailable("no route")),
-            Mode::Reachable | Mode::AnswersLate(_) | Mode::LosesAnswer => Ok(()),
+            Mode::Reachable | Mode::AnswersLate(_) | Mode::LosesAnswer(_) => Ok(()),
         }
     }
 }
@@ -86,7 +87,9 @@ impl Storage for Way {
         let version = Version::from(shared.0);
         shared.1.insert(key.to_owned(), Entry { value: value.to_vec(), version });
         let mut mode = self.mode.lock().unwrap();
-        if *mode == Mode::LosesAnswer && key.starts_with("state/") {
+        if let Mode::LosesAnswer(prefix) = *mode
+            && key.starts_with(prefix)
+        {
             *mode = Mode::Away;
             return Err(BackendError::outcome_unknown("the connection was reset"));
         }
