@@ -63,8 +63,11 @@ impl Tempo {
 /// Something that the holder of a lease must react to.
 #[derive(Clone, Debug)]
 pub enum LeaseEvent {
-    /// The lease was renewed, and lasts its time to live from now.
-    Renewed,
+    /// The lease was renewed, and lasts its time to live from when the attempt began.
+    Renewed {
+        /// How long ago that was.
+        age: Duration,
+    },
     /// It could not be renewed, and the holder goes on all the same, as its limit allows.
     GoesOn,
     /// Somebody asks to stop; the request has been acknowledged.
@@ -410,7 +413,7 @@ impl Shared {
                 Ok(version) => {
                     let requests = next.requests.clone();
                     self.renewed(next, version, attempted);
-                    (self.on_event)(LeaseEvent::Renewed);
+                    (self.on_event)(LeaseEvent::Renewed { age: self.age() });
                     self.tell(requests, told);
                     return Ok(None);
                 }

@@ -73,14 +73,14 @@ pub(super) struct ProcessSpec<'a> {
 pub(super) struct Control(Arc<Mutex<Option<ChildStdin>>>);
 
 impl Control {
-    /// The lease was renewed: the step may go on.
-    pub(super) fn keep_going(&self) {
-        self.send(supervisor::KEEP_GOING);
+    /// The lease was renewed this long ago, or the runner may go on without: the step may go on.
+    pub(super) fn keep_going(&self, age: Duration) {
+        self.send(&supervisor::keep_going(age));
     }
 
     /// Whether there was a supervisor to hear it. Without one there is no step either.
-    fn send(&self, bytes: &[u8]) -> bool {
-        self.lock().as_mut().is_some_and(|pipe| match pipe.write_all(bytes) {
+    fn send(&self, line: &str) -> bool {
+        self.lock().as_mut().is_some_and(|pipe| match pipe.write_all(line.as_bytes()) {
             Ok(()) => true,
             Err(error) => {
                 tracing::debug!(%error, "the step has ended already");

@@ -99,9 +99,9 @@ impl<'a> Runner<'a> {
             &|takeover| self.clear_up_after(takeover),
             move |event| {
                 let event = match event {
-                    LeaseEvent::GoesOn => return control.keep_going(),
-                    LeaseEvent::Renewed => {
-                        control.keep_going();
+                    LeaseEvent::GoesOn => return control.keep_going(Duration::ZERO),
+                    LeaseEvent::Renewed { age } => {
+                        control.keep_going(age);
                         Event::Renewed
                     }
                     LeaseEvent::StopRequested(request) => Event::Stop(StopCause::Request(request)),
