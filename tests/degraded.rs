@@ -167,6 +167,23 @@ fn a_stop_is_told_once_also_when_the_answer_to_its_acknowledgement_is_lost() {
 }
 
 #[test]
+fn a_renewal_that_hangs_on_reading_the_lease_again_ends_within_the_lease() {
+    let shared = Shared::default();
+    let (mut machine, other) = (Machine::new(&shared), Machine::new(&shared));
+    machine.ttl = Duration::from_secs(4);
+    let (held, events) = hold(&machine, Duration::from_millis(20));
+    machine.way.set(Mode::HangsOnReading);
+    let began = Instant::now();
+    // Its next renewal conflicts with that.
+    let worker = Worker::of(held.lease(), other.clock.now());
+    request_stop(&other.store, other.clock.as_ref(), &worker, "tester").unwrap();
+    wait_for("the lease to be given up", || {
+        events.try_iter().any(|event| matches!(event, LeaseEvent::Lost(_)))
+    });
+    assert!(began.elapsed() < machine.ttl, "{:?}", began.elapsed());
+}
+
+#[test]
 fn an_end_beyond_the_lease_is_a_lost_lease_also_when_the_heartbeat_has_not_noticed() {
     let clock = Arc::new(Jumping::default());
     let mut machine = Machine::new(&Shared::default());

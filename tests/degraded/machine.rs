@@ -32,6 +32,8 @@ pub enum Mode {
     Away,
     /// Every call waits in vain for its answer.
     Hangs,
+    /// Every call to read does.
+    HangsOnReading,
     /// The next write of a key that begins like this happens, its answer is lost, and the store goes
     /// away.
     LosesAnswer(&'static str),
@@ -52,15 +54,20 @@ impl Way {
     fn check(&self, call: &Call) -> Result<(), BackendError> {
         let mode = *self.mode.lock().unwrap();
         match mode {
-            Mode::Hangs => {
-                let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-                std::thread::sleep(left.unwrap());
-                Err(BackendError::new(BackendErrorKind::Timeout, "no answer"))
-            }
+            Mode::Hangs => Err(hang(call)),
             Mode::Away => Err(BackendError::unavailable("no route")),
-            Mode::Reachable | Mode::AnswersLate(_) | Mode::LosesAnswer(_) => Ok(()),
+            Mode::HangsOnReading
+            | Mode::Reachable
+            | Mode::AnswersLate(_)
+            | Mode::LosesAnswer(_) => Ok(()),
         }
     }
+}
+
+fn hang(call: &Call) -> BackendError {
+    let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+    std::thread::sleep(left.unwrap());
+    BackendError::new(BackendErrorKind::Timeout, "no answer")
 }
 
 impl Storage for Way {
@@ -70,6 +77,9 @@ impl Storage for Way {
 
     fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
         self.check(call)?;
+        if *self.mode.lock().unwrap() == Mode::HangsOnReading {
+            return Err(hang(call));
+        }
         Ok(self.shared.lock().unwrap().1.get(key).cloned())
     }
 

@@ -394,7 +394,7 @@ impl Shared {
         }
     }
 
-    /// Renews the lease once; says how it was lost if it is. A process that was suspended past its
+    /// Renews the lease once, all its calls within `timeout`; says how it was lost if it is. A process that was suspended past its
     /// lease comes here too: if nobody took over meanwhile, the swap succeeds and it goes on.
     /// `told` are the ids of the requests in the record that the holder was told of.
     fn renew(
@@ -405,11 +405,13 @@ impl Shared {
     ) -> Result<Option<LostReason>> {
         let mut next = held.value.clone();
         let mut expected = held.version;
+        let end = self.clock.monotonic().saturating_add(timeout);
+        let left = || end.saturating_sub(self.clock.monotonic());
         loop {
             let attempted = self.clock.monotonic();
             next.renewed_at = self.clock.now();
             next.metrics = Some(self.store.figures());
-            match self.store.save_lease(&next, &Expected::Version(expected), timeout) {
+            match self.store.save_lease(&next, &Expected::Version(expected), left()) {
                 Ok(version) => {
                     let requests = next.requests.clone();
                     self.renewed(next, version, attempted);
@@ -420,7 +422,7 @@ impl Shared {
                 Err(error) if error.kind() == ErrorKind::Conflict => {}
                 Err(error) => return Err(error),
             }
-            let current = self.store.load_lease(&held.value.pipeline_id)?;
+            let current = self.store.load_lease_within(&held.value.pipeline_id, left())?;
             if let Some(lost) = lost_to(&held.value, current.as_ref()) {
                 return Ok(Some(lost));
             }

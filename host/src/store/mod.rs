@@ -215,7 +215,20 @@ impl StateStore {
     /// # Errors
     /// `Corrupt` when the record is damaged; otherwise as the storage fails.
     pub fn load_lease(&self, pipeline: &PipelineName) -> Result<Option<Versioned<Lease>>> {
-        self.load(&keys::lease(pipeline), AUXILIARY_SCHEMA).map_err(|error| {
+        self.load_lease_within(pipeline, OPERATION_TIMEOUT)
+    }
+
+    /// As [`load_lease`](Self::load_lease), within this time.
+    ///
+    /// # Errors
+    /// As [`load_lease`](Self::load_lease).
+    pub fn load_lease_within(
+        &self,
+        pipeline: &PipelineName,
+        timeout: Duration,
+    ) -> Result<Option<Versioned<Lease>>> {
+        let call = Call::within(timeout);
+        self.load_by(&call, &keys::lease(pipeline), AUXILIARY_SCHEMA).map_err(|error| {
             let error = error.while_doing(format!("cannot load the lease of `{pipeline}`"));
             if error.kind() != ErrorKind::Corrupt {
                 return error;
@@ -300,7 +313,16 @@ impl StateStore {
     }
 
     fn load<T: DeserializeOwned>(&self, key: &str, schema: u32) -> Result<Option<Versioned<T>>> {
-        let Some(record) = self.records.get(&Call::within(OPERATION_TIMEOUT), key)? else {
+        self.load_by(&Call::within(OPERATION_TIMEOUT), key, schema)
+    }
+
+    fn load_by<T: DeserializeOwned>(
+        &self,
+        call: &Call,
+        key: &str,
+        schema: u32,
+    ) -> Result<Option<Versioned<T>>> {
+        let Some(record) = self.records.get(call, key)? else {
             return Ok(None);
         };
         let value = self.parse(key, &record, schema)?;
