@@ -4,7 +4,7 @@
 
 mod kit;
 
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kit::{Project, Running, processes_with, wait_for};
@@ -256,6 +256,26 @@ fn a_step_over_its_time_limit_ends_with_everything_it_started() {
     let error = &state["errors"][0];
     assert_eq!((&error["error_type"], &error["context"]), (&json!("timeout"), &json!("started")));
     assert_eq!(state["status"], "failed");
+}
+
+#[test]
+fn a_supervisor_that_cannot_start_its_thread_leaves_no_step_behind() {
+    let project = Project::steady("");
+    let marker = marker(&project);
+    let (name, value) = marker.split_once('=').unwrap();
+    // Of the two that it starts, a thread and a process, the machine has room for one.
+    for number in ["1", "2"] {
+        let refusal = format!("inject=clone3:error=EAGAIN:when={number}");
+        let strace = ["strace", "-f", "-o", "/dev/null", "-e", "trace=clone3", "-e", &refusal];
+        let step = ["supervise-step", "60000,0", "sh", "-c", "touch ran; exec sleep 20"];
+        let mut command = project.command_under(&strace, step);
+        let Ok(mut supervisor) = command.env(name, value).stdin(Stdio::piped()).spawn() else {
+            return kit::skipped("a thread that cannot be started needs strace");
+        };
+        assert_eq!(supervisor.wait().unwrap().code(), Some(127));
+        assert_eq!(processes_with(&marker), [] as [u32; 0]);
+        assert!(!project.path().join("ran").exists());
+    }
 }
 
 #[test]

@@ -203,6 +203,28 @@ pipeline:
 }
 
 #[test]
+fn a_step_that_floods_its_output_ends_with_the_lease_of_a_suspended_runner_too() {
+    let project = Project::with_pipeline(
+        r#"
+pipeline:
+  - name: loud
+    run: "touch started; exec yes >&2"
+"#,
+    );
+    let runner = project.start(&["run", "--quiet", "p"]);
+    wait_for("the step", || project.path().join("started").exists().then_some(()));
+    runner.signal("-STOP");
+    // Runner, supervisor and step: nobody reads the pipe that is full.
+    let folder = format!("OXIFLOW_PROJECT_DIR={}", project.path().display());
+    let steps = || {
+        let shell = |pid: &u32| parent_of(*pid) != Some(runner.pid());
+        processes_with(&folder).into_iter().filter(shell).count()
+    };
+    assert_ne!(steps(), 0);
+    wait_for("the supervisor to end the step", || (steps() == 0).then_some(()));
+}
+
+#[test]
 fn the_epoch_grows_over_release_and_survives_the_loss_of_the_lease_record() {
     let project = Project::with_pipeline("pipeline: [{name: a, run: \"true\"}]");
     let epoch = || project.state("p").expect("a state")["epoch"].as_u64().expect("a number");

@@ -23,7 +23,8 @@ use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -126,18 +127,36 @@ fn start(
         }
         Err(_) => None,
     };
+    let gave_up = Arc::new(AtomicBool::new(false));
+    let (started, step) = channel();
+    // It is there before the step: a step that nobody can end must not be.
+    std::thread::Builder::new().name("control".into()).spawn({
+        let gave_up = Arc::clone(&gave_up);
+        move || {
+            // Without a step there is nothing to obey for.
+            if let Ok(group) = step.recv() {
+                obey(group, patience, &gave_up);
+            }
+        }
+    })?;
     let mut child = command.spawn()?;
     drop(progress);
     let group = Pid::from_child(&child);
-    std::thread::Builder::new().name("control".into()).spawn(move || obey(group, patience))?;
+    if started.send(group).is_err() {
+        signal(group, Signal::KILL);
+    }
     let status = child.wait()?;
     // What the step left running in its group ends with it.
     signal(group, Signal::KILL);
+    // Only now: a runner that hangs may leave standard error full, and who writes there then waits.
+    if gave_up.load(Ordering::SeqCst) {
+        report("the runner hangs and its lease runs out; ending the step");
+    }
     Ok(status)
 }
 
 /// Does what the runner says until it is gone or has not renewed its lease for too long.
-fn obey(group: Pid, mut patience: Patience) {
+fn obey(group: Pid, mut patience: Patience, gave_up: &AtomicBool) {
     let control = std::io::stdin();
     let mut unread = Vec::new();
     loop {
@@ -148,7 +167,7 @@ fn obey(group: Pid, mut patience: Patience) {
             Ok(ready) if ready > 0 => {}
             Ok(_) if !left.is_zero() => continue,
             _ => {
-                report("the runner hangs and its lease runs out; ending the step");
+                gave_up.store(true, Ordering::SeqCst);
                 return signal(group, Signal::KILL);
             }
         }
