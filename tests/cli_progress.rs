@@ -4,7 +4,9 @@
 
 mod kit;
 
-use kit::{Project, wait_for};
+use std::process::Stdio;
+
+use kit::{Project, Running, wait_for};
 use serde_json::{Value, json};
 
 /// Runs a pipeline of one step `a` with this shell text, which must end well.
@@ -131,6 +133,45 @@ fn a_huge_line_of_progress_is_told_once() {
     let (_, ran, _) =
         run("{ head -c 200000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD");
     assert_eq!(ran.stderr.matches("warning:").count(), 1, "{}", ran.stderr);
+}
+
+/// A number of kibibytes that the kernel tells of a process.
+fn kibibytes(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+}
+
+#[test]
+fn a_step_waits_for_those_who_read_its_output_and_a_stop_does_not_wait_for_either() {
+    const MOST_KIBIBYTES: u64 = 300 * 1024;
+    let project = Project::steady("pipeline: [{name: a, run: 'exec yes'}]\n");
+    let mut run =
+        project.command(["run"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // Nobody reads for a while, as when the output of a terminal is held.
+    let mut output = run.stdout.take().unwrap();
+    let run = Running::from(run);
+    let step = wait_for("the step", || {
+        let marked = format!("OXIFLOW_PROJECT_DIR={}", project.path().display());
+        let mut pids = kit::processes_with(&marked).into_iter();
+        pids.find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "yes\n")
+        })
+    });
+    let (mut before, mut looks) = (String::new(), 0);
+    wait_for("the step to wait", || {
+        let written = std::fs::read_to_string(format!("/proc/{step}/io")).unwrap();
+        looks = if written == before { looks + 1 } else { 0 };
+        before = written;
+        assert!(kibibytes(run.pid(), "VmHWM:") < MOST_KIBIBYTES, "the runner keeps it all");
+        (looks == 100).then_some(())
+    });
+    run.signal("-TERM");
+    // Whatever it was about to write, it comes to the signal then.
+    let read = std::io::copy(&mut output, &mut std::io::sink()).unwrap();
+    run.finish().expect(1);
+    assert!(read < 16 * 1024 * 1024, "{read} bytes are passed on before the stop");
+    assert_eq!(project.state("p").unwrap()["status"], "paused");
 }
 
 #[test]

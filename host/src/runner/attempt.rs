@@ -12,6 +12,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use crossbeam_channel::select_biased;
 
 use super::events::{Event, RunEvent, StopCause, Stopper};
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
@@ -25,8 +26,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ErrorType, Progress, StepState};
 use crate::redact::{Redactor, looks_secret};
 
-/// How long output may trickle in after a step has ended.
+/// How long is waited in all for what a step that has ended left in its pipes.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How many bytes that can be: three pipes of 64 KiB, and a line of each that was read already. What
+/// comes beyond it is written by others after the step's end.
+const LEFT_IN_PIPES: usize = 2 * 1024 * 1024;
 /// The longest cursor, in bytes: the system takes environment variables of up to 128 KiB.
 const LONGEST_CURSOR: usize = 100 * 1024;
 /// How many lines of a failed step's standard error are kept with its error.
@@ -83,10 +87,8 @@ pub(super) fn follow(
     };
     let before = step_state(run, step)?;
     let (records_at_start, time_at_start) = (handled(before), before.processing_time_ms);
-    // Late events of an earlier attempt are told apart by its start.
     let started = runner.parts.clock.monotonic();
-    let process =
-        StepProcess::start(&spec, &runner.sender, move |event| Event::Process(started, event))?;
+    let process = StepProcess::start(&spec)?;
     let mut following = Following {
         runner,
         step,
@@ -102,6 +104,12 @@ pub(super) fn follow(
         pipes_open: PIPES,
     };
     following.until_end(run)
+}
+
+/// What an attempt waits for.
+enum Happened {
+    Asked(Event),
+    Process(ProcessEvent),
 }
 
 /// One attempt as it is followed.
@@ -125,12 +133,9 @@ struct Following<'r, 'a> {
 impl Following<'_, '_> {
     fn until_end(&mut self, run: &mut Run) -> Result<AttemptEnd> {
         loop {
-            // The runner holds a sender itself, so an error is always a timeout.
-            let event = self.runner.events.recv_timeout(self.next_wake(run)).ok();
-            match event {
-                Some(Event::Process(started, _)) if started != self.started => {}
-                Some(Event::Process(_, ProcessEvent::Exited(status))) => {
-                    self.drain(run);
+            match self.wait(self.next_wake(run)) {
+                Some(Happened::Process(ProcessEvent::Exited(status))) => {
+                    self.drain(run, true);
                     self.record_time(run);
                     let status = status.map_err(|error| {
                         Error::new(ErrorKind::Io, "cannot wait for the step").because(error)
@@ -141,27 +146,9 @@ impl Following<'_, '_> {
                     }
                     return Ok(self.end(status));
                 }
-                Some(Event::Process(_, event)) => self.take(run, event),
-                Some(Event::Stop(cause)) if self.stop.is_none() => {
-                    self.runner.parts.observer.event(RunEvent::Stopping(&cause));
-                    self.stop = Some(cause);
-                    self.terminate(Told::Stop);
-                }
-                Some(Event::Stop(_)) => self.process.kill(),
-                Some(Event::Move(request)) => relocation::obey(self.runner, run, &request)?,
-                Some(Event::Lost(reason)) => {
-                    self.process.kill();
-                    // What it had reported is done, and would be done again.
-                    self.drain(run);
-                    let error = reason.to_error(&run.state().pipeline_id);
-                    return Err(run.rescue(error));
-                }
-                // Perhaps the store is back: the time is up to date in what is saved then.
-                Some(Event::Renewed) if run.degraded_since().is_some() => {
-                    self.record_time(run);
-                    run.catch_up()?;
-                }
-                Some(Event::Renewed) | None => {}
+                Some(Happened::Process(event)) => self.take(run, event),
+                Some(Happened::Asked(event)) => self.obey(run, event)?,
+                None => {}
             }
             self.runner.tell_degradation(run);
             self.watch_the_time();
@@ -169,11 +156,50 @@ impl Following<'_, '_> {
         }
     }
 
+    /// Waits for what happens next, at most for this time. What is asked of the run never waits
+    /// behind what the step writes.
+    fn wait(&self, timeout: Duration) -> Option<Happened> {
+        select_biased! {
+            // The runner holds a sender itself, so there is always an event.
+            recv(self.runner.events) -> event => event.ok().map(Happened::Asked),
+            recv(self.process.events) -> event => Some(Happened::Process(event.unwrap_or_else(|_| {
+                ProcessEvent::Exited(Err(std::io::Error::other("the thread that waits has ended")))
+            }))),
+            default(timeout) => None,
+        }
+    }
+
+    fn obey(&mut self, run: &mut Run, event: Event) -> Result<()> {
+        match event {
+            Event::Stop(cause) if self.stop.is_none() => {
+                self.runner.parts.observer.event(RunEvent::Stopping(&cause));
+                self.stop = Some(cause);
+                self.terminate(Told::Stop);
+            }
+            Event::Stop(_) => self.process.kill(),
+            Event::Move(request) => relocation::obey(self.runner, run, &request)?,
+            Event::Lost(reason) => {
+                self.process.kill();
+                // What it had reported is done, and would be done again.
+                self.drain(run, false);
+                let error = reason.to_error(&run.state().pipeline_id);
+                return Err(run.rescue(error));
+            }
+            // Perhaps the store is back: the time is up to date in what is saved then.
+            Event::Renewed if run.degraded_since().is_some() => {
+                self.record_time(run);
+                run.catch_up()?;
+            }
+            Event::Renewed => {}
+        }
+        Ok(())
+    }
+
     /// How long nothing needs to be done unless something happens.
     fn next_wake(&self, run: &Run) -> Duration {
         let now = self.runner.parts.clock.monotonic();
         let interval = self.runner.parts.checkpoint_interval;
-        let checkpoint = run.is_dirty().then(|| interval.saturating_sub(run.since_save()));
+        let checkpoint = run.is_dirty().then(|| interval.saturating_sub(run.since_attempt()));
         let timeout = self.time_limit().map(|limit| limit.saturating_sub(now));
         let kill = self.kill_at.map(|at| at.saturating_sub(now));
         let idle = Duration::from_secs(60);
@@ -210,10 +236,11 @@ impl Following<'_, '_> {
         self.kill_at = now.checked_add(self.runner.parts.stop_timeout);
     }
 
-    /// Saves when the interval is over. A store that is away for a while does not end the run: the
+    /// Saves when the interval is over, counted from the last attempt: a store that hangs is not asked
+    /// again for every line of the step. A store that is away for a while does not end the run: the
     /// progress stays in memory, the lease decides when it is too long.
     fn checkpoint_if_due(&self, run: &mut Run) -> Result<()> {
-        if !run.is_dirty() || run.since_save() < self.runner.parts.checkpoint_interval {
+        if !run.is_dirty() || run.since_attempt() < self.runner.parts.checkpoint_interval {
             return Ok(());
         }
         self.record_time(run);
@@ -264,6 +291,7 @@ impl Following<'_, '_> {
                 }
             },
             ProcessEvent::PipeClosed => self.pipes_open = self.pipes_open.saturating_sub(1),
+            // In the draining after a kill.
             ProcessEvent::Exited(_) => {}
         }
     }
@@ -296,25 +324,20 @@ impl Following<'_, '_> {
         run.update(|state| state.record_time(&self.step.id, total));
     }
 
-    /// Takes what the step wrote right before it ended.
-    fn drain(&mut self, run: &mut Run) {
-        let end = self.runner.parts.clock.monotonic() + DRAIN;
-        let mut later = Vec::new();
-        while self.pipes_open > 0 {
-            let left = end.saturating_sub(self.runner.parts.clock.monotonic());
-            match self.runner.events.recv_timeout(left) {
-                Ok(Event::Process(started, _)) if started != self.started => {}
-                Ok(Event::Process(_, event)) => self.take(run, event),
-                Ok(Event::Stop(cause)) => self.stop = Some(cause),
-                Ok(Event::Move(request)) => later.push(request),
-                Ok(Event::Renewed) => {}
-                // The next save finds the loss out by itself.
-                Ok(Event::Lost(reason)) => tracing::debug!(?reason, "lost while draining"),
-                Err(_) => break,
+    /// Takes what the step wrote before it ended, however long that takes. For what others write on
+    /// that it left behind is waited only for so long, and only so much of it is taken.
+    fn drain(&mut self, run: &mut Run, mut has_exited: bool) {
+        let clock = &self.runner.parts.clock;
+        let (mut patience, mut left) = (DRAIN, LEFT_IN_PIPES);
+        while self.pipes_open > 0 && left > 0 {
+            let waiting = clock.monotonic();
+            let Ok(event) = self.process.events.recv_timeout(patience) else { break };
+            patience = patience.saturating_sub(clock.monotonic().saturating_sub(waiting));
+            if has_exited {
+                left = left.saturating_sub(event.length());
             }
-        }
-        for request in later {
-            self.runner.sender.send(Event::Move(request)).unwrap_or_default();
+            has_exited |= matches!(event, ProcessEvent::Exited(_));
+            self.take(run, event);
         }
     }
 

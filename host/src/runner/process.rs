@@ -1,7 +1,8 @@
 //! One attempt at a step: the child process with its pipes.
 //!
 //! Progress comes over a pipe of its own, so that a step may print whatever it likes. Output and
-//! progress are read by threads of their own; the attempt's events arrive in one channel.
+//! progress are read by threads of their own; the attempt's events arrive in one channel, which holds
+//! only so many: while the runner waits for a store or a terminal, a step that writes on waits too.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,12 +10,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::Sender;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, bounded, never};
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
@@ -27,6 +28,9 @@ pub(super) const PROGRESS_FD: &str = "OXIFLOW_PROGRESS_FD";
 /// The longest line of output or progress that is kept in one piece, in bytes. Output goes on in
 /// further pieces; of a report that long nothing can be made, so its rest is dropped.
 const LONGEST_LINE: u64 = 64 * 1024;
+
+/// How many events of a step wait for the runner.
+const BACKLOG: usize = 128;
 
 /// Which stream of a step a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +51,16 @@ pub(super) enum ProcessEvent {
     PipeClosed,
     /// The step ended.
     Exited(std::io::Result<ExitStatus>),
+}
+
+impl ProcessEvent {
+    /// How many bytes of a pipe it stands for, with the end of the line.
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Output(_, line) | Self::Progress(line) => line.len() + 1,
+            Self::PipeClosed | Self::Exited(_) => 0,
+        }
+    }
 }
 
 /// How many pipes of a step are read.
@@ -100,17 +114,16 @@ impl Control {
 
 /// A running attempt. Dropping it kills the step's process group.
 pub(super) struct StepProcess {
+    /// What happens in it. Nothing comes after [`ProcessEvent::Exited`] but what was in its pipes,
+    /// and what processes write that left its group.
+    pub(super) events: Receiver<ProcessEvent>,
     control: Control,
     waiter: Option<JoinHandle<()>>,
 }
 
 impl StepProcess {
-    /// Starts an attempt; its events are turned into the channel's type by `wrap`.
-    pub(super) fn start<E: Send + 'static>(
-        spec: &ProcessSpec<'_>,
-        events: &Sender<E>,
-        wrap: impl Fn(ProcessEvent) -> E + Copy + Send + 'static,
-    ) -> Result<Self> {
+    /// Starts an attempt.
+    pub(super) fn start(spec: &ProcessSpec<'_>) -> Result<Self> {
         let failed = |what: &str, error: std::io::Error| {
             Error::new(ErrorKind::Io, format!("cannot start the step: {what}")).because(error)
         };
@@ -118,6 +131,17 @@ impl StepProcess {
             .map_err(|error| failed("no pipe for its progress", error.into()))?;
         rustix::io::fcntl_setfd(&progress_writer, FdFlags::empty())
             .map_err(|error| failed("no pipe for its progress", error.into()))?;
+        let (sender, events) = bounded(BACKLOG);
+        let (started, child) = bounded::<Child>(1);
+        // It is there before the process that it waits for: without it nobody would know its end.
+        let waiter = spawn_thread("step-waiter", {
+            let sender = sender.clone();
+            move || {
+                if let Ok(mut child) = child.recv() {
+                    sender.send(ProcessEvent::Exited(child.wait())).unwrap_or_default();
+                }
+            }
+        })?;
         let mut command = Command::new(spec.supervisor);
         for variable in spec.hidden {
             command.env_remove(variable);
@@ -139,27 +163,19 @@ impl StepProcess {
         drop(progress_writer);
 
         spec.control.set(child.stdin.take());
-        let control = spec.control.clone();
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        // From here on the step ends also when this does.
+        let process = Self { events, control: spec.control.clone(), waiter: Some(waiter) };
+        started.send(child).map_err(|_| {
+            Error::new(ErrorKind::Internal, "the thread that waits for a step has ended")
+        })?;
         let out = |line| ProcessEvent::Output(OutputStream::Stdout, line);
         let err = |line| ProcessEvent::Output(OutputStream::Stderr, line);
         let progress = Some(std::fs::File::from(progress));
-        let pieces = Lines::in_pieces;
-        read_lines(child.stdout.take().map(pieces), events.clone(), move |line| {
-            wrap(line.map_or_else(closed, out))
-        })?;
-        let pieces = Lines::in_pieces;
-        read_lines(child.stderr.take().map(pieces), events.clone(), move |line| {
-            wrap(line.map_or_else(closed, err))
-        })?;
-        read_lines(progress.map(Lines::cut), events.clone(), move |line| {
-            wrap(line.map_or_else(closed, ProcessEvent::Progress))
-        })?;
-        let events = events.clone();
-        let waiter = spawn_thread("step-waiter", move || {
-            let status = child.wait();
-            events.send(wrap(ProcessEvent::Exited(status))).unwrap_or_default();
-        })?;
-        Ok(Self { control, waiter: Some(waiter) })
+        read_lines(stdout.map(Lines::in_pieces), sender.clone(), out)?;
+        read_lines(stderr.map(Lines::in_pieces), sender.clone(), err)?;
+        read_lines(progress.map(Lines::cut), sender, ProcessEvent::Progress)?;
+        Ok(process)
     }
 
     /// Asks the step to end: SIGTERM to its process group. `false` when it has ended already.
@@ -175,6 +191,8 @@ impl StepProcess {
 
 impl Drop for StepProcess {
     fn drop(&mut self) {
+        // Nobody listens any more, so that no thread waits to be heard.
+        self.events = never();
         self.kill();
         if let Some(waiter) = self.waiter.take()
             && waiter.join().is_err()
@@ -184,24 +202,20 @@ impl Drop for StepProcess {
     }
 }
 
-fn closed() -> ProcessEvent {
-    ProcessEvent::PipeClosed
-}
-
-/// Sends each line of a pipe as an event, and `None` when there are no more.
-fn read_lines<E: Send + 'static>(
+/// Sends each line of a pipe as an event, and says when there are no more.
+fn read_lines(
     lines: Option<Lines<impl Read + Send + 'static>>,
-    events: Sender<E>,
-    event: impl Fn(Option<String>) -> E + Send + 'static,
+    events: Sender<ProcessEvent>,
+    event: impl Fn(String) -> ProcessEvent + Send + 'static,
 ) -> Result<()> {
     spawn_thread("step-output", move || {
         for line in lines.into_iter().flatten() {
-            // The receiver is gone when the run is over; what comes later is nobody's.
-            if events.send(event(Some(line))).is_err() {
+            // The receiver is gone when the attempt is over; what comes later is nobody's.
+            if events.send(event(line)).is_err() {
                 return;
             }
         }
-        events.send(event(None)).unwrap_or_default();
+        events.send(ProcessEvent::PipeClosed).unwrap_or_default();
     })
     .map(drop)
 }
