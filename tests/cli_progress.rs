@@ -117,7 +117,7 @@ fn lines_that_are_no_reports_are_told_and_the_run_goes_on() {
 #[test]
 fn a_huge_line_on_either_side_does_not_stop_the_run() {
     let (_, ran, state) = run("head -c 3000000 /dev/zero | tr '\\0' x; echo; echo after
-         { head -c 200000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD
+         { head -c 2000000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD
          oxide_flow progress --records 1");
     assert_eq!(state["records_processed"], 1);
     let longest = ran.stderr.lines().map(str::len).max().unwrap();
@@ -131,8 +131,11 @@ fn a_huge_line_on_either_side_does_not_stop_the_run() {
 #[test]
 fn a_huge_line_of_progress_is_told_once() {
     let (_, ran, _) =
-        run("{ head -c 200000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD");
+        run("{ head -c 2000000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD");
+    let warning =
+        "warning: step `a` reported progress that is no report: longer than 1048576 bytes: xxx";
     assert_eq!(ran.stderr.matches("warning:").count(), 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains(warning), "{}", ran.stderr);
 }
 
 /// A number of kibibytes that the kernel tells of a process.
@@ -240,6 +243,29 @@ fn a_cursor_that_no_variable_can_hold_does_not_block_the_pipeline_for_good() {
     ");
     assert_eq!(project.state("p").unwrap()["last_processed_id"], "before");
     project.run(&["run"]).expect(0);
+}
+
+#[test]
+fn the_longest_cursor_is_taken_however_it_is_written_and_given_back() {
+    const LONGEST: usize = 100 * 1024;
+    let script = r#"test -n "$OXIFLOW_LAST_PROCESSED_ID" && { printf %s "$OXIFLOW_LAST_PROCESSED_ID" > seen; exit 0; }
+        cat report >&$OXIFLOW_PROGRESS_FD
+        exit 3"#;
+    let pipeline = json!({"pipeline": [{"name": "a", "run": script}]});
+    let project = Project::steady(&pipeline.to_string());
+    // Six bytes of JSON for one of the cursor.
+    let report = |cursor: usize| {
+        let cursor = r"\u0001".repeat(cursor);
+        project.write("report", &format!("{{\"records\": 1, \"last_id\": \"{cursor}\"}}\n"));
+    };
+    report(LONGEST + 1);
+    let ran = project.run(&["run"]).expect(1);
+    assert!(ran.stderr.contains("longer than 102400 bytes"), "{}", ran.stderr);
+    report(LONGEST);
+    let ran = project.run(&["run"]).expect(1);
+    assert!(!ran.stderr.contains("warning"), "{}", ran.stderr);
+    project.run(&["run"]).expect(0);
+    assert_eq!(project.read("seen"), "\u{1}".repeat(LONGEST));
 }
 
 #[test]

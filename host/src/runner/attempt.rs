@@ -16,7 +16,7 @@ use crossbeam_channel::select_biased;
 
 use super::events::{Event, RunEvent, StopCause, Stopper};
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
-use super::process::{OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
+use super::process::{LONGEST_REPORT, OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
 use super::relocation;
 use super::session::Run;
 use super::singer;
@@ -33,6 +33,10 @@ const DRAIN: Duration = Duration::from_secs(1);
 const LEFT_IN_PIPES: usize = 2 * 1024 * 1024;
 /// The longest cursor, in bytes: the system takes environment variables of up to 128 KiB.
 const LONGEST_CURSOR: usize = 100 * 1024;
+// JSON may make six bytes of one, and a report may say more than its cursor.
+const _: () = assert!(LONGEST_REPORT as usize > 6 * LONGEST_CURSOR + 64 * 1024);
+/// How many characters of what is no report are shown.
+const SHOWN_CHARACTERS: usize = 120;
 /// How many lines of a failed step's standard error are kept with its error.
 const CONTEXT_LINES: usize = 10;
 /// Exit codes that stand for a signal, as the supervisor and shells have it: 128 + N for the signals
@@ -281,19 +285,22 @@ impl Following<'_, '_> {
                     observer.event(RunEvent::Warning(&text));
                 }
                 Ok(progress) => self.record(run, &progress),
-                Err(error) => {
-                    let shown: String = line.chars().take(120).collect();
-                    let name = &self.step.name;
-                    let text = format!(
-                        "step `{name}` reported progress that is no report: {error}: {shown}"
-                    );
-                    observer.event(RunEvent::Warning(&text));
-                }
+                Err(error) => self.warn_of_report(&error.to_string(), &line),
             },
+            ProcessEvent::Overlong(line) => {
+                self.warn_of_report(&format!("longer than {LONGEST_REPORT} bytes"), &line);
+            }
             ProcessEvent::PipeClosed => self.pipes_open = self.pipes_open.saturating_sub(1),
             // In the draining after a kill.
             ProcessEvent::Exited(_) => {}
         }
+    }
+
+    fn warn_of_report(&self, wrong: &str, line: &str) {
+        let (name, shown) = (&self.step.name, line.chars().take(SHOWN_CHARACTERS));
+        let shown: String = shown.collect();
+        let text = format!("step `{name}` reported progress that is no report: {wrong}: {shown}");
+        self.runner.parts.observer.event(RunEvent::Warning(&text));
     }
 
     fn record(&self, run: &mut Run, progress: &Progress) {

@@ -25,9 +25,15 @@ use crate::error::{Error, ErrorKind, Result};
 /// The variable that names the descriptor for progress.
 pub(super) const PROGRESS_FD: &str = "OXIFLOW_PROGRESS_FD";
 
-/// The longest line of output or progress that is kept in one piece, in bytes. Output goes on in
-/// further pieces; of a report that long nothing can be made, so its rest is dropped.
+/// The longest line of output that is kept in one piece, in bytes; it goes on in further pieces.
 const LONGEST_LINE: u64 = 64 * 1024;
+
+/// The longest line of progress, in bytes with its end. Nothing can be made of a part of a report, so
+/// one that is longer is dropped.
+pub(super) const LONGEST_REPORT: u64 = 1024 * 1024;
+
+/// How many bytes of a line that is too long are kept to show them.
+const SHOWN: usize = 1024;
 
 /// How many events of a step wait for the runner.
 const BACKLOG: usize = 128;
@@ -47,6 +53,8 @@ pub(super) enum ProcessEvent {
     Output(OutputStream, String),
     /// A line on the progress descriptor.
     Progress(String),
+    /// A line on the progress descriptor that is longer than [`LONGEST_REPORT`]: how it begins.
+    Overlong(String),
     /// No more lines will come from one of the three pipes.
     PipeClosed,
     /// The step ended.
@@ -57,7 +65,7 @@ impl ProcessEvent {
     /// How many bytes of a pipe it stands for, with the end of the line.
     pub(super) fn length(&self) -> usize {
         match self {
-            Self::Output(_, line) | Self::Progress(line) => line.len() + 1,
+            Self::Output(_, line) | Self::Progress(line) | Self::Overlong(line) => line.len() + 1,
             Self::PipeClosed | Self::Exited(_) => 0,
         }
     }
@@ -172,9 +180,12 @@ impl StepProcess {
         let out = |line| ProcessEvent::Output(OutputStream::Stdout, line);
         let err = |line| ProcessEvent::Output(OutputStream::Stderr, line);
         let progress = Some(std::fs::File::from(progress));
-        read_lines(stdout.map(Lines::in_pieces), sender.clone(), out)?;
-        read_lines(stderr.map(Lines::in_pieces), sender.clone(), err)?;
-        read_lines(progress.map(Lines::cut), sender, ProcessEvent::Progress)?;
+        read_lines(stdout.map(pieces), sender.clone(), out)?;
+        read_lines(stderr.map(pieces), sender.clone(), err)?;
+        read_lines(progress.map(reports), sender, |report| match report {
+            Ok(line) => ProcessEvent::Progress(line),
+            Err(line) => ProcessEvent::Overlong(line),
+        })?;
         Ok(process)
     }
 
@@ -203,10 +214,10 @@ impl Drop for StepProcess {
 }
 
 /// Sends each line of a pipe as an event, and says when there are no more.
-fn read_lines(
-    lines: Option<Lines<impl Read + Send + 'static>>,
+fn read_lines<T>(
+    lines: Option<impl Iterator<Item = T> + Send + 'static>,
     events: Sender<ProcessEvent>,
-    event: impl Fn(String) -> ProcessEvent + Send + 'static,
+    event: impl Fn(T) -> ProcessEvent + Send + 'static,
 ) -> Result<()> {
     spawn_thread("step-output", move || {
         for line in lines.into_iter().flatten() {
@@ -227,47 +238,42 @@ fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Join
         .map_err(|error| Error::new(ErrorKind::Io, "cannot start a thread").because(error))
 }
 
-/// Lines of a pipe, without their ends; other bytes than UTF-8 are replaced.
-struct Lines<R> {
-    pipe: BufReader<R>,
-    /// Whether of a line longer than [`LONGEST_LINE`] only the first piece is given.
-    cut: bool,
+/// Lines of a pipe, without their ends. Those longer than [`LONGEST_LINE`] are given in pieces.
+fn pieces(pipe: impl Read) -> impl Iterator<Item = String> {
+    let mut pipe = BufReader::new(pipe);
+    std::iter::from_fn(move || read_line(&mut pipe, LONGEST_LINE)).map(|line| text(&line))
 }
 
-impl<R: Read> Lines<R> {
-    fn in_pieces(pipe: R) -> Self {
-        Self { pipe: BufReader::new(pipe), cut: false }
-    }
-
-    fn cut(pipe: R) -> Self {
-        Self { pipe: BufReader::new(pipe), cut: true }
-    }
+/// Lines of a pipe, without their ends; of those longer than [`LONGEST_REPORT`] a part, as an error.
+fn reports(pipe: impl Read) -> impl Iterator<Item = std::result::Result<String, String>> {
+    let mut pipe = BufReader::new(pipe);
+    std::iter::from_fn(move || {
+        let line = read_line(&mut pipe, LONGEST_REPORT)?;
+        if (line.len() as u64) < LONGEST_REPORT || line.last() == Some(&b'\n') {
+            return Some(Ok(text(&line)));
+        }
+        if let Err(error) = pipe.skip_until(b'\n') {
+            tracing::warn!(%error, "cannot read what a step writes");
+        }
+        Some(Err(text(&line[..SHOWN])))
+    })
 }
 
-impl<R: Read> Iterator for Lines<R> {
-    type Item = String;
-
-    fn next(&mut self) -> Option<String> {
-        let mut line = Vec::new();
-        let read = self.pipe.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line);
-        match read {
-            Ok(0) => None,
-            Ok(_) => {
-                if self.cut
-                    && line.last() != Some(&b'\n')
-                    && let Err(error) = self.pipe.skip_until(b'\n')
-                {
-                    tracing::warn!(%error, "cannot read what a step writes");
-                }
-                while line.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
-                    line.pop();
-                }
-                Some(String::from_utf8_lossy(&line).into_owned())
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read what a step writes");
-                None
-            }
+/// A line with its end, or so many bytes of it; `None` when there are no more.
+fn read_line(pipe: &mut impl BufRead, most: u64) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    match pipe.take(most).read_until(b'\n', &mut line) {
+        Ok(0) => None,
+        Ok(_) => Some(line),
+        Err(error) => {
+            tracing::warn!(%error, "cannot read what a step writes");
+            None
         }
     }
+}
+
+/// A line without its end; other bytes than UTF-8 are replaced.
+fn text(line: &[u8]) -> String {
+    let end = line.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r'));
+    String::from_utf8_lossy(&line[..end.map_or(0, |end| end + 1)]).into_owned()
 }
