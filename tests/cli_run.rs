@@ -662,6 +662,44 @@ pipeline:
 }
 
 #[test]
+fn counters_of_an_imported_state_that_can_grow_no_more_end_no_run() {
+    let project = Project::steady(
+        r#"
+pipeline:
+  - name: a
+    run: |
+      oxide_flow progress --records 1 --bytes 1 --last-id 1
+      touch reported
+      test -e go
+"#,
+    );
+    project.run(&["run"]).expect(1);
+    project.run(&["state", "export", "p", "--output", "p.json"]).expect(0);
+    let counters = regex::Regex::new(
+        r#""(epoch|processing_time_ms|records_processed|data_size_processed|batch_number)": *\d+"#,
+    );
+    let text = project.read("p.json");
+    let full = counters.unwrap().replace_all(&text, format!("\"$1\": {}", u64::MAX));
+    project.write("p.json", &full);
+    project.run(&["state", "import", "p", "--file", "p.json", "--yes"]).expect(0);
+    project.write("go", "");
+    project.run(&["run"]).expect(0);
+    let state = project.state("p").unwrap();
+    assert_eq!(
+        (&state["status"], &state["epoch"], &state["step_states"]["a"]["processing_time_ms"]),
+        (&json!("completed"), &json!(u64::MAX), &json!(u64::MAX))
+    );
+
+    std::fs::remove_file(project.path().join("go")).unwrap();
+    std::fs::remove_file(project.path().join("reported")).unwrap();
+    project.write("pipelines/p.yaml", "pipeline: [{name: a, run: 'touch reported; sleep 600'}]\n");
+    let running = project.start_captured(&["run"]);
+    wait_for("the step", || project.path().join("reported").exists().then_some(()));
+    project.run(&["state", "unlock", "p", "--force"]).expect(0);
+    running.finish().expect(4);
+}
+
+#[test]
 fn a_second_worker_is_refused_at_once_and_waits_when_asked_to() {
     let project = Project::steady(
         "pipeline: [{name: a, run: 'echo x >> runs; until test -e go; do sleep 0.01; done'}]\n",

@@ -300,9 +300,9 @@ impl Departed {
     /// `Conflict` when somebody else wrote it there; otherwise as the store fails.
     pub fn arrive(self, store: &StateStore) -> Result<HeldLease> {
         let there = store.load_lease(&self.lease.pipeline_id)?;
-        let epoch = there.as_ref().map_or(0, |lease| lease.value.epoch).max(self.lease.epoch) + 1;
+        let last = there.as_ref().map_or(0, |lease| lease.value.epoch).max(self.lease.epoch);
         let lease = Lease {
-            epoch,
+            epoch: last.saturating_add(1),
             renewed_at: self.clock.now(),
             released_at: None,
             requests: Vec::new(),

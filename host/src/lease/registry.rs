@@ -204,7 +204,7 @@ pub fn force_release(
         }
         let Versioned { value: previous, version } = lease;
         let mut next = previous.clone();
-        next.epoch += 1;
+        next.epoch = next.epoch.saturating_add(1);
         next.released_at = Some(clock.now());
         match store.save_lease(&next, &Expected::Version(version), OPERATION_TIMEOUT) {
             Ok(_) => return Ok(Some(previous)),

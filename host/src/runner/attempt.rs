@@ -327,7 +327,8 @@ impl Following<'_, '_> {
     /// Keeps how long the step has run, so that also the time of a worker that dies is counted.
     fn record_time(&self, run: &mut Run) {
         let ran = self.runner.parts.clock.monotonic().saturating_sub(self.started);
-        let total = self.time_at_start + u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
+        let ran = u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
+        let total = self.time_at_start.saturating_add(ran);
         run.update(|state| state.record_time(&self.step.id, total));
     }
 
