@@ -11,8 +11,8 @@ use crate::cli::exit;
 use crate::cli::ui::{Ui, number_of};
 use crate::cli::whoami;
 use crate::error::{Result, chain};
-use crate::lease::{Answer, WorkerStatus, Workers, request_clear_cache, workers};
-use crate::model::{Lease, PipelineName};
+use crate::lease::{Answer, WorkerStatus, Workers, leave, request, workers};
+use crate::model::{Lease, PipelineName, RequestKind};
 
 /// How often leases are looked at while waiting.
 const LOOK: Duration = Duration::from_millis(100);
@@ -50,9 +50,9 @@ pub(super) fn run(
     let mut asked = Vec::new();
     for worker in workers {
         let lease = worker.lease;
-        let id = request_clear_cache(&app.store, app.clock.as_ref(), &lease, &whoami())?;
+        let clear = request(RequestKind::ClearCache, &whoami(), app.clock.as_ref());
         // One that ended since it was listed keeps nothing.
-        let Some(request) = id else { continue };
+        let Some(request) = leave(&app.store, &lease, &clear)? else { continue };
         asked.push(Asked {
             worker_id: lease.holder.worker_id.clone(),
             pipeline: lease.pipeline_id.to_string(),
