@@ -84,6 +84,9 @@ impl Pool {
             if !failure.leaves_link_whole() {
                 place.link = None;
             }
+            if failure.is_of_all_links() {
+                self.drop_idle();
+            }
             told(failure, self.server())
         })
     }
@@ -117,6 +120,16 @@ impl Pool {
             state.waiting.retain(|(waiting, _)| *waiting != ticket);
         }
         place
+    }
+
+    /// Closes the links that nobody uses at the moment.
+    fn drop_idle(&self) {
+        let mut state = self.lock();
+        state.made -= state.idle.len();
+        let idle = std::mem::take(&mut state.idle);
+        drop(state);
+        drop(idle);
+        self.freed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
