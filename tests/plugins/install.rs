@@ -334,6 +334,24 @@ fn an_install_that_is_killed_anywhere_leaves_a_plugin_that_may_be_loaded() {
 }
 
 #[test]
+fn a_folder_may_hold_the_plugins_and_their_pins() {
+    let bench = Bench::empty();
+    let folder = bench.project.path();
+    let run = |arguments: &[&str]| {
+        let mut command = bench.project.command(arguments);
+        Ran::from(command.env("OXIFLOW_PLUGIN_PATH", folder).output().unwrap()).expect(0)
+    };
+    let library = |version: &str| bench.built(version, &[]).to_str().unwrap().to_owned();
+    run(&["plugin", "install", &library("1.0")]);
+    run(&["plugin", "install", &library("1.1")]);
+    run(&["plugin", "rollback", "tiny"]);
+    assert_eq!(pins(&bench)[0]["version"].as_str(), Some("1.0"));
+    run(&["plugin", "verify", "tiny"]);
+    run(&["plugin", "remove", "tiny", "--yes"]);
+    assert_eq!(pins(&bench), []);
+}
+
+#[test]
 fn two_at_once_install_one_after_the_other() {
     let bench = Bench::empty();
     let libraries = ["1.0", "1.1", "1.2", "1.3"].map(|version| bench.built(version, &[]));

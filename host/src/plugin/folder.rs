@@ -10,14 +10,13 @@
 //! together, in one rename of a link. Discovery sees only the first of these names. A
 //! library that was copied into the folder by hand is adopted when another is to take its place.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags};
 
 use super::check::{Candidate, Sidecars, manifest_of, signature_of};
 use super::discovery::{LIBRARY_PREFIX, LIBRARY_SUFFIX};
-use super::lock::hold;
+use super::lock::Held;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -29,7 +28,7 @@ const FOLDER_MODE: u32 = 0o755;
 /// A folder of plugins that nobody else changes meanwhile.
 pub(super) struct Folder {
     path: PathBuf,
-    _held: File,
+    held: Held,
 }
 
 /// How the library of a backend is called.
@@ -41,7 +40,12 @@ impl Folder {
     /// Makes the folder if it is missing, and waits until nobody else changes it.
     pub(super) fn open(path: &Path) -> Result<Self> {
         durable::make_folders(path, FOLDER_MODE)?;
-        Ok(Self { path: path.to_owned(), _held: hold(path)? })
+        Ok(Self { path: path.to_owned(), held: Held::of(path)? })
+    }
+
+    /// That nobody else changes it.
+    pub(super) fn held(&self) -> &Held {
+        &self.held
     }
 
     /// Where the library of a backend is found.

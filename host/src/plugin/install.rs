@@ -81,12 +81,13 @@ pub fn install(
     });
     if same {
         Candidate::read(&file)?.check(&trust)?;
-        Lock::update(place.lock, |lock| lock.set(pin.clone()))?;
+        Lock::update(place.lock, Some(folder.held()), |lock| lock.set(pin.clone()))?;
     } else {
         let staged = folder.stage(&backend, &pin.version, candidate)?;
         let checked = Candidate::read(&staged).and_then(|staged| staged.check(&trust));
-        let changed =
-            checked.and_then(|_| replace(place.lock, &pin, || folder.activate(&backend, &staged)));
+        let changed = checked.and_then(|_| {
+            replace(place.lock, &folder, &pin, || folder.activate(&backend, &staged))
+        });
         // What is not found in the end, new or old, is not kept.
         folder.prune(&backend);
         changed?;
@@ -119,7 +120,7 @@ pub fn rollback(place: &Place<'_>, backend: &str, describe: &Describe<'_>) -> Re
         // An installation that broke off before it changed what is found.
         let (version, sha256) = (version.clone(), *sha256);
         let pin = Pin { version, sha256, replacing: false, previous: None, ..pin.clone() };
-        Lock::update(place.lock, |lock| lock.set(pin.clone()))?;
+        Lock::update(place.lock, Some(folder.held()), |lock| lock.set(pin.clone()))?;
         return Ok(Installed { file: folder.library(backend), pin, in_place: true });
     }
     let candidate = Candidate::read(&folder.previous(backend).ok_or_else(nothing)?)?;
@@ -138,7 +139,7 @@ pub fn rollback(place: &Place<'_>, backend: &str, describe: &Describe<'_>) -> Re
     let pin = describe_as_pinned(place, backend, &candidate, describe)?;
     let earlier = earlier(place.lock, backend, pin.sha256, current.as_ref())?;
     let pin = Pin { previous: earlier, ..pin };
-    replace(place.lock, &pin, || folder.exchange(backend))?;
+    replace(place.lock, &folder, &pin, || folder.exchange(backend))?;
     Ok(Installed { file: folder.library(backend), pin, in_place: false })
 }
 
@@ -148,30 +149,36 @@ pub fn rollback(place: &Place<'_>, backend: &str, describe: &Describe<'_>) -> Re
 /// `Configuration` when the file there was not installed by these commands, `Io` and the like when
 /// it cannot be removed.
 pub fn remove(folder: Option<&Path>, lock: &Path, backend: &str) -> Result<()> {
-    if let Some(folder) = folder {
-        let held = Folder::open(folder)?;
-        if !held.installed(backend) {
+    let folder = folder.map(Folder::open).transpose()?;
+    if let Some(folder) = &folder {
+        if !folder.installed(backend) {
             let message =
-                format!("{} was not installed by oxide_flow", held.library(backend).display());
+                format!("{} was not installed by oxide_flow", folder.library(backend).display());
             return Err(Error::new(ErrorKind::Configuration, message)
                 .hint("remove it in the way in which it was installed"));
         }
-        held.remove(backend)?;
+        folder.remove(backend)?;
     }
     if Lock::read(lock)?.pin(backend).is_some() {
-        Lock::update(lock, |lock| lock.unset(backend))?;
+        Lock::update(lock, folder.as_ref().map(Folder::held), |lock| lock.unset(backend))?;
     }
     Ok(())
 }
 
 /// Changes what is found, with a pin that accepts the build before until that is done.
-fn replace(lock: &Path, pin: &Pin, change: impl FnOnce() -> Result<()>) -> Result<()> {
+fn replace(
+    lock: &Path,
+    folder: &Folder,
+    pin: &Pin,
+    change: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let before = Lock::read(lock)?.pin(&pin.name).cloned();
-    Lock::update(lock, |lock| lock.set(Pin { replacing: true, ..pin.clone() }))?;
+    let held = Some(folder.held());
+    Lock::update(lock, held, |lock| lock.set(Pin { replacing: true, ..pin.clone() }))?;
     match change() {
-        Ok(()) => Lock::update(lock, |lock| lock.set(pin.clone())).map(drop),
+        Ok(()) => Lock::update(lock, held, |lock| lock.set(pin.clone())).map(drop),
         Err(error) => {
-            let undone = Lock::update(lock, |lock| match before {
+            let undone = Lock::update(lock, held, |lock| match before {
                 Some(before) => lock.set(before),
                 None => lock.unset(&pin.name),
             });
