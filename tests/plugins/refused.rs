@@ -41,6 +41,17 @@ fn an_empty_file_is_refused() {
 }
 
 #[test]
+fn a_file_larger_than_any_library_is_refused_unread() {
+    let bench = Bench::empty();
+    std::fs::File::create(bench.library()).unwrap().set_len(1 << 40).unwrap();
+    set_mode(&bench.library(), 0o755);
+    assert_snapshot!(bench.refusal(), @r"
+    error: cannot read [project]/plugins/liboxiflow_backend_tiny.so
+      caused by: it has 1099511627776 bytes, and no plugin has more than 1073741824
+    ");
+}
+
+#[test]
 fn a_program_is_refused() {
     assert_snapshot!(refusal_of_program(&["-no-pie"]), @r#"
     error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it is not a shared library (another kind of ELF file)

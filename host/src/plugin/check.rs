@@ -25,6 +25,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// The largest manifest or signature that is read, in bytes.
 const SIDECAR_LIMIT: u64 = 64 * 1024;
 
+/// The largest library that is read, in bytes.
+const LARGEST: u64 = 1 << 30;
+
 /// A library's file, read once, and what lies beside it. None of its code has run.
 pub struct Candidate {
     file: PathBuf,
@@ -307,7 +310,12 @@ fn open(file: &Path, real: &Path) -> Result<(File, Metadata)> {
 /// The bytes of a file, from its start. Whoever else was passed this descriptor shares its position
 /// in the file, and may be reading at this moment, so it is neither used nor moved.
 fn read_whole(opened: &File) -> std::io::Result<Vec<u8>> {
-    let size = usize::try_from(opened.metadata()?.len()).unwrap_or_default();
+    let size = opened.metadata()?.len();
+    if size > LARGEST {
+        let message = format!("it has {size} bytes, and no plugin has more than {LARGEST}");
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, message));
+    }
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
     let mut bytes = vec![0; size];
     let mut at = 0;
     while at < size {
