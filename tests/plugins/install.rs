@@ -2,7 +2,7 @@
 //! wrong changes nothing.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use insta::assert_snapshot;
 use serde_json::Value;
@@ -126,6 +126,67 @@ fn removing_takes_the_file_its_versions_and_the_pin_away_after_asking() {
     let ran = bench.run(&["plugin", "remove", "tiny", "--yes"]).expect(2);
     assert!(ran.stderr.contains("was not installed by oxide_flow"), "{}", ran.stderr);
     assert!(bench.library().exists());
+    // Its pin is.
+    bench.install(&bench.library()).expect(0);
+    let ran = bench.run(&["plugin", "remove", "tiny", "--yes"]).expect(0);
+    assert_snapshot!(bench.hide(&ran.stderr), @r"
+    [project]/plugins/liboxiflow_backend_tiny.so stays: it was not installed by oxide_flow
+    this removes its pin from [project]/plugins.lock
+    warning: this project keeps its state in `tiny`
+    unpinned `tiny`
+    ");
+    assert!(bench.library().exists() && pins(&bench).is_empty());
+}
+
+#[test]
+fn of_a_folder_all_plugins_are_installed_or_none() {
+    let bench = Bench::empty();
+    let library = bench.built("1.0", &[]);
+    let folder = library.parent().unwrap();
+    std::fs::write(folder.join("liboxiflow_backend_zz.so"), "text").unwrap();
+    bench.install(folder).expect(2);
+    compile(&folder.join("liboxiflow_backend_zz.so"), &["-DNAME=\"other\""]);
+    let ran = bench.install(folder).expect(2);
+    assert!(!ran.stderr.contains("installed `"), "{}", ran.stderr);
+    assert!(contents(&bench.folder()).is_empty());
+    compile(&folder.join("liboxiflow_backend_zz.so"), &["-DNAME=\"zz\""]);
+    bench.install(folder).expect(0);
+    assert_eq!(pins(&bench).len(), 2);
+}
+
+#[test]
+fn a_build_that_cannot_be_written_whole_leaves_nothing() {
+    if !available("strace") {
+        return;
+    }
+    let bench = Bench::empty();
+    bench.install(&bench.built("1.0", &[])).expect(0);
+    let next = bench.built("1.1", &[]);
+    let kept = || {
+        let builds = bench.folder().join(".versions/tiny").read_dir().unwrap();
+        let names = builds.map(|build| build.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    let before = kept();
+    for point in 1.. {
+        let command = bench.command(&["plugin", "install", next.to_str().unwrap()]);
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-o", "/dev/null", "-e"]);
+        traced.arg(format!("inject=fsync:error=ENOSPC:when={point}"));
+        traced.arg(command.get_program()).args(command.get_args());
+        traced.current_dir(command.get_current_dir().unwrap());
+        traced.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let ran = Ran::from(traced.output().unwrap());
+        if ran.code == 0 {
+            assert!(point > 4, "the disk was full {point} times");
+            break;
+        }
+        assert!(ran.stderr.contains("No space left on device"), "{}", ran.stderr);
+        if bench.used_version() == "1.0" {
+            assert_eq!(kept(), before, "call {point}");
+        }
+    }
+    assert_eq!(kept().len(), 2);
 }
 
 #[test]

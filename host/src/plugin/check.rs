@@ -215,7 +215,7 @@ impl Candidate {
         match elf_objection(&self.bytes) {
             Some(objection) => {
                 let remedy = "install the plugin again, built for this machine";
-                Err(refusal(&self.file, objection, remedy))
+                Err(refusal(&self.file, &objection, remedy))
             }
             None => Ok(()),
         }
@@ -394,30 +394,44 @@ pub(super) fn ownership_objection(metadata: &Metadata) -> Option<String> {
     }
 }
 
+/// The numbers of processors in the header of an ELF file, by the System V ABI, and what Rust calls
+/// them.
+const MACHINES: [(u64, &str); 8] = [
+    (3, "x86"),
+    (8, "mips"),
+    (21, "powerpc64"),
+    (22, "s390x"),
+    (40, "arm"),
+    (62, "x86_64"),
+    (183, "aarch64"),
+    (243, "riscv64"),
+];
+
 /// Why the bytes are no whole shared library of this machine. `dlopen` of a truncated library can
 /// end the process with a bus error, so it is looked at before.
-fn elf_objection(bytes: &[u8]) -> Option<&'static str> {
+fn elf_objection(bytes: &[u8]) -> Option<String> {
     let word = |at: usize, width: usize| -> Option<u64> {
         let field = bytes.get(at..at + width)?;
         Some(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
     };
     if !bytes.starts_with(b"\x7fELF") {
-        return Some("it is not a shared library (no ELF header)");
+        return Some("it is not a shared library (no ELF header)".to_owned());
     }
+    let ours = std::env::consts::ARCH;
     if bytes.get(4..6) != Some(&[2, 1]) {
-        return Some("it is not a 64-bit little-endian library");
+        return Some(format!(
+            "it is not a 64-bit little-endian library, and this program loads those for {ours}"
+        ));
     }
-    let machine = match std::env::consts::ARCH {
-        "x86_64" => Some(62),
-        "aarch64" => Some(183),
-        "riscv64" => Some(243),
-        _ => None,
-    };
-    if machine.is_some() && word(18, 2) != machine {
-        return Some("it is built for another kind of processor");
+    let machine = MACHINES.iter().find(|(_, name)| *name == ours).map(|(number, _)| *number);
+    let theirs = word(18, 2);
+    if machine.is_some() && theirs != machine {
+        let known = MACHINES.iter().find(|(number, _)| Some(*number) == theirs);
+        let theirs = known.map_or("another kind of processor", |(_, name)| *name);
+        return Some(format!("it is built for {theirs}, and this program loads those for {ours}"));
     }
     if word(16, 2) != Some(3) {
-        return Some("it is not a shared library (another kind of ELF file)");
+        return Some("it is not a shared library (another kind of ELF file)".to_owned());
     }
     let whole = || -> Option<bool> {
         let size = bytes.len() as u64;
@@ -430,7 +444,7 @@ fn elf_objection(bytes: &[u8]) -> Option<&'static str> {
         }
         Some(whole)
     };
-    (whole() != Some(true)).then_some("it is truncated")
+    (whole() != Some(true)).then(|| "it is truncated".to_owned())
 }
 
 const SEALS: SealFlags =
