@@ -472,3 +472,21 @@ fn a_run_is_not_disturbed_by_an_install_and_the_next_one_uses_the_new_version() 
     assert_eq!(used.unwrap()["sha256"], pins(&bench)[0]["sha256"].as_str().unwrap());
     assert_eq!(used.unwrap()["trust"], "pinned");
 }
+
+#[test]
+fn a_folder_of_somebody_else_is_not_installed_into_and_a_link_to_the_pins_stays_one() {
+    let bench = Bench::empty();
+    let library = bench.built("1.0", &[]);
+    if !rustix::process::geteuid().is_root() {
+        set_mode(&bench.folder(), 0o555);
+        let ran = bench.install(&library).expect(1);
+        set_mode(&bench.folder(), 0o755);
+        assert!(ran.stderr.contains("--to DIR"), "{}", ran.stderr);
+    }
+    let kept = bench.project.path().join("kept.lock");
+    std::os::unix::fs::symlink(&kept, bench.project.path().join("plugins.lock")).unwrap();
+    std::fs::write(&kept, "version = 1\n").unwrap();
+    bench.install(&library).expect(0);
+    assert!(bench.project.path().join("plugins.lock").is_symlink());
+    assert_eq!(pins(&bench).len(), 1);
+}

@@ -25,6 +25,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// The largest manifest or signature that is read, in bytes.
 const SIDECAR_LIMIT: u64 = 64 * 1024;
 
+const SIDECAR_REMEDY: &str =
+    "put the files themselves that came with the plugin there, as text and no links to them";
+
 /// The largest library that is read, in bytes.
 const LARGEST: u64 = 1 << 30;
 
@@ -117,7 +120,10 @@ impl Candidate {
     }
 
     /// Reads a library that anybody may have put there.
-    pub(super) fn read_anybodys(file: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// `Configuration` when it cannot be read.
+    pub fn read_anybodys(file: &Path) -> Result<Self> {
         let real = file.canonicalize().map_err(|error| unreadable(file, error))?;
         let (opened, _) = open(file, &real)?;
         Self::read_opened(file, real, opened)?.with_sidecars(true)
@@ -336,19 +342,18 @@ fn sidecar(file: &Path) -> Result<Option<String>> {
     let opened = match File::options().read(true).custom_flags(flags).open(file) {
         Ok(opened) => opened,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(file, error)),
+        Err(error) => return Err(unreadable(file, error).hint(SIDECAR_REMEDY)),
     };
     let metadata = opened.metadata().map_err(|error| unreadable(file, error))?;
     if !metadata.is_file() || metadata.len() > SIDECAR_LIMIT {
         let message = format!("{} is no manifest or signature", file.display());
-        return Err(Error::new(ErrorKind::Configuration, message)
-            .hint("install the plugin again, with the files that came with it"));
+        return Err(Error::new(ErrorKind::Configuration, message).hint(SIDECAR_REMEDY));
     }
     let mut text = String::new();
     opened
         .take(SIDECAR_LIMIT)
         .read_to_string(&mut text)
-        .map_err(|error| unreadable(file, error))?;
+        .map_err(|error| unreadable(file, error).hint(SIDECAR_REMEDY))?;
     Ok(Some(text))
 }
 

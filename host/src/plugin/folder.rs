@@ -12,6 +12,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+
 use super::check::{Candidate, Sidecars, manifest_of, signature_of};
 use super::digest::Digest;
 use super::discovery::{LIBRARY_PREFIX, LIBRARY_SUFFIX};
@@ -95,6 +97,12 @@ impl Folder {
     /// Writes a build beside the others, where nothing finds it yet. Returns its library. What is left
     /// when that fails is for [`prune`](Self::prune).
     pub(super) fn stage(&self, backend: &str, version: &str, from: &Candidate) -> Result<PathBuf> {
+        if let Err(error) = rustix::fs::access(&self.path, Access::WRITE_OK) {
+            let message = format!("cannot install plugins in {}", self.path.display());
+            return Err(Error::new(ErrorKind::Denied, message)
+                .because(std::io::Error::from(error))
+                .hint("do it as the owner of that folder, or name another one with `--to DIR`"));
+        }
         let versions = self.versions(backend);
         durable::make_folders(&versions, FOLDER_MODE)?;
         let safe = |c: char| if c.is_ascii_alphanumeric() || ".+_-".contains(c) { c } else { '_' };

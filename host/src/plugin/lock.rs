@@ -168,6 +168,9 @@ impl Lock {
         held: Option<&Held>,
         change: impl FnOnce(&mut Self),
     ) -> Result<Self> {
+        // Of a link it is what the link leads to that changes.
+        let real = path.canonicalize();
+        let path = real.as_deref().unwrap_or(path);
         let folder = durable::folder_of(path);
         durable::make_folders(folder, 0o755)?;
         // Whoever holds a folder would wait for themselves to hold it again.

@@ -22,7 +22,8 @@ pub(super) fn run(global: &Global, args: &InstallArgs, ui: &Ui) -> Result<ExitCo
     let candidates = sources.iter().map(|source| match args.sha256 {
         Some(digest) => Candidate::read_known(source, digest),
         None => Candidate::read(source).map_err(|error| match error.hint_text() {
-            Some(hint) if error.to_string().contains("is not loaded") => {
+            // What is against it is only who could have put it there.
+            Some(hint) if Candidate::read_anybodys(source).is_ok() => {
                 let hint = format!("{hint}; or say which bytes you mean with `--sha256 DIGEST`");
                 error.hint(hint)
             }
