@@ -139,8 +139,10 @@ impl Pool {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        // After a panic an answer may still come, which the next request would take for its own.
+        let whole = self.link.take().filter(|_| !std::thread::panicking());
         let mut state = self.pool.lock();
-        match self.link.take() {
+        match whole {
             Some(link) => state.idle.push(link),
             None => state.made -= 1,
         }
