@@ -1,7 +1,5 @@
 //! One worker at a time: races, waiting, takeover from the dead and the hanging, fencing.
 
-#![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
-
 mod kit;
 
 use kit::{Project, Ran, Running, processes_with, wait_for};
@@ -129,30 +127,13 @@ fn version(project: &Project) -> u64 {
     project.state("p").and_then(|state| state["version"].as_u64()).unwrap_or(0)
 }
 
-/// Suspends a runner at an instant when it is not in the middle of a write: then it would keep the
-/// file backend's lock, and this is about the lease.
-fn suspend(runner: &Running) {
-    let pid = runner.pid().to_string();
-    wait_for("the runner to be between two writes", || {
-        runner.signal("-STOP");
-        let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
-        wait_for("the runner to stop", || stat().contains(") T ").then_some(()));
-        let locks = std::fs::read_to_string("/proc/locks").expect("the kernel's list of locks");
-        let holds = locks.lines().any(|line| line.split_whitespace().nth(4) == Some(&pid));
-        if holds {
-            runner.signal("-CONT");
-        }
-        (!holds).then_some(())
-    });
-}
-
 #[test]
 fn a_runner_suspended_past_its_lease_is_fenced_when_it_wakes_up() {
     let project = Project::with_pipeline(COUNTING);
     let zombie = project.start_captured(&["run", "p"]);
     let zombie_worker = started(&project, 1).remove(0);
     wait_for("some checkpoints", || (version(&project) > 3).then_some(()));
-    suspend(&zombie);
+    zombie.suspend();
     let before = project.state("p").expect("a state");
 
     let second = project.start_captured(&["run", "p", "--wait", "30s"]);

@@ -167,7 +167,7 @@ fn a_request_to_clear_the_cache_reaches_a_running_worker() {
         &data(&project.run(&["worker", "list", "--json"]).expect(0), "worker-list")[0]["lease"];
     assert!(lease["requests"].as_array().unwrap().len() < 12, "old requests are dropped");
 
-    running.signal("-STOP");
+    running.suspend();
     let silent = project.run(&["state", "clear-cache", "p", "--wait", "300ms"]).expect(1);
     assert!(silent.stdout.ends_with("of `p` has not answered\n"), "{}", silent.stdout);
     running.signal("-CONT");
