@@ -2,110 +2,22 @@
 
 mod deletion;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, ErrorKind as BackendErrorKind, Expected, Health,
-    Listed, Storage, Version,
-};
+use oxiflow_plugin_api::Expected;
 
 use super::*;
 use crate::clock::Clock;
 use crate::error::ErrorKind;
 use crate::history::{self, Event};
 use crate::model::{Backup, HistoryKind, PipelineName, PipelineState, PipelineStatus};
+use crate::store::testing::Shelf;
 use crate::store::{ExaminedState, StateStore};
 
 const HOUR: i64 = 3600;
-
-/// A storage in memory that can be full, and of which single keys can be out of reach.
-#[derive(Default)]
-struct Shelf {
-    entries: Mutex<BTreeMap<String, Entry>>,
-    writes: AtomicUsize,
-    /// How many keys there is room for; replacing one needs room too, as for a file.
-    room: Mutex<Option<usize>>,
-    away: Mutex<Option<String>>,
-}
-
-impl Shelf {
-    fn keys(&self, prefix: &str) -> Vec<String> {
-        let entries = self.entries.lock().unwrap();
-        entries.keys().filter(|key| key.starts_with(prefix)).cloned().collect()
-    }
-
-    fn damage(&self, key: &str) {
-        let mut entries = self.entries.lock().unwrap();
-        let value = &mut entries.get_mut(key).unwrap().value;
-        let middle = value.len() / 2;
-        value[middle] ^= 1;
-    }
-
-    /// From now on nothing more can be written.
-    fn fill(&self) {
-        *self.room.lock().unwrap() = Some(self.entries.lock().unwrap().len());
-    }
-}
-
-impl Storage for &'static Shelf {
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::NONE
-    }
-
-    fn get(&self, _: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
-        if self.away.lock().unwrap().as_deref() == Some(key) {
-            return Err(BackendError::new(BackendErrorKind::Denied, "out of reach"));
-        }
-        Ok(self.entries.lock().unwrap().get(key).cloned())
-    }
-
-    fn put(
-        &self,
-        _: &Call,
-        key: &str,
-        value: &[u8],
-        expected: &Expected,
-    ) -> Result<Version, BackendError> {
-        let mut entries = self.entries.lock().unwrap();
-        expected.check(entries.get(key).map(|entry| entry.version).as_ref())?;
-        if self.room.lock().unwrap().is_some_and(|room| entries.len() >= room) {
-            return Err(BackendError::new(BackendErrorKind::NoSpace, "the shelf is full"));
-        }
-        let version = Version::from(self.writes.fetch_add(1, Ordering::SeqCst) as u64 + 1);
-        entries.insert(key.to_owned(), Entry { value: value.to_vec(), version });
-        Ok(version)
-    }
-
-    fn delete(&self, _: &Call, key: &str, expected: &Expected) -> Result<bool, BackendError> {
-        let mut entries = self.entries.lock().unwrap();
-        expected.check(entries.get(key).map(|entry| entry.version).as_ref())?;
-        Ok(entries.remove(key).is_some())
-    }
-
-    fn list(
-        &self,
-        _: &Call,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, BackendError> {
-        let entries = self.entries.lock().unwrap();
-        let rows = entries.iter().filter(|(key, _)| {
-            key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after)
-        });
-        Ok(rows.take(limit).map(|(key, entry)| Listed::new(key, entry.version, 1)).collect())
-    }
-
-    fn health(&self, _: &Call) -> Result<Health, BackendError> {
-        let entries = self.entries.lock().unwrap();
-        let used = entries.values().map(|entry| entry.value.len() as u64).sum();
-        Ok(Health { used_bytes: Some(used), ..Health::default() })
-    }
-}
 
 /// The wall clock of a test, in seconds since its beginning.
 struct Hands {
@@ -138,7 +50,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let shelf: &'static Shelf = Box::leak(Box::default());
+        let shelf = Shelf::leaked();
         let hands = Arc::new(Hands { seconds: AtomicI64::new(0), origin: Instant::now() });
         let clock: Arc<dyn Clock> = hands.clone();
         let store = StateStore::over(Box::new(shelf), Arc::clone(&clock));
@@ -265,7 +177,7 @@ fn what_cannot_be_judged_is_an_error_and_not_passed_over() {
     world.go_to(HOUR);
     world.back_up("manual");
     let newest = world.shelf.keys("backup/").pop();
-    *world.shelf.away.lock().unwrap() = newest;
+    world.shelf.put_away(newest.as_deref());
     assert_eq!(world.find(Wanted::Latest).unwrap_err().kind(), ErrorKind::Denied);
     world.go_to(1000 * HOUR);
     let (now, retention) = (world.clock.now(), UPKEEP.retention);
@@ -450,13 +362,13 @@ fn what_was_done_under_a_lease_stands_when_the_lease_cannot_be_released() {
         epoch_floor: 0,
     };
     let done = rewrite(&world.store, &world.clock, &request, |_| {
-        *world.shelf.away.lock().unwrap() = Some("lease/p".to_owned());
+        world.shelf.put_away(Some("lease/p"));
         Ok(Some(state))
     });
     let kept = done.unwrap().unwrap().kept;
     assert!(matches!(kept, Some(Kept::Backup(_))), "{kept:?}");
     assert_eq!(world.cursor().as_deref(), Some("c3"));
-    *world.shelf.away.lock().unwrap() = None;
+    world.shelf.put_away(None);
     assert!(!world.store.load_lease(&world.pipeline).unwrap().unwrap().value.is_released());
 }
 

@@ -2,9 +2,9 @@
 //! that are kept outside of the storage.
 
 use chrono::{DateTime, Utc};
-use oxiflow_plugin_api::{Call, Expected, Version};
+use oxiflow_plugin_api::{Expected, Version};
 
-use super::{OPERATION_TIMEOUT, StateStore, keys};
+use super::{StateStore, keys};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{self, Record, SealedRecord};
 use crate::model::PipelineName;
@@ -91,7 +91,7 @@ impl StateStore {
     /// `Corrupt` when the record is damaged, `Configuration` when its key is not configured;
     /// otherwise as the storage fails.
     pub fn load_sealed(&self, key: &str) -> Result<Option<Sealed>> {
-        Ok(self.records.get_sealed(&Call::within(OPERATION_TIMEOUT), key)?.map(Sealed))
+        Ok(self.records.get_sealed(&self.call(), key)?.map(Sealed))
     }
 
     /// Whether a record is sealed as a new one would be.
@@ -108,7 +108,7 @@ impl StateStore {
     /// `Conflict` when the record is no longer the one that was read; otherwise as the storage
     /// fails.
     pub fn reseal(&self, key: &str, sealed: &Sealed) -> Result<Version> {
-        self.records.reseal(&Call::within(OPERATION_TIMEOUT), key, &sealed.0.record)
+        self.records.reseal(&self.call(), key, &sealed.0.record)
     }
 
     /// Writes records of another store: as the bytes that are stored there, so that both stores
@@ -118,7 +118,7 @@ impl StateStore {
     /// `Conflict` when what is expected of one does not hold; otherwise as the storage fails. Some
     /// may be written then.
     pub fn save_sealed(&self, records: &[(&str, Sealed, Expected)]) -> Result<()> {
-        let call = Call::within(OPERATION_TIMEOUT);
+        let call = self.call();
         let sealed = records.iter().map(|(key, sealed, expected)| {
             let bytes = if self.is_current(sealed)? {
                 sealed.0.bytes.clone()
@@ -147,7 +147,7 @@ impl StateStore {
         body: &[u8],
         now: DateTime<Utc>,
     ) -> Result<Vec<u8>> {
-        let call = Call::within(OPERATION_TIMEOUT);
+        let call = self.call();
         let key = format!("{RESCUED}{pipeline}");
         self.records.seal(&call, &key, super::AUXILIARY_SCHEMA, body, now)
     }

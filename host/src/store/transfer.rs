@@ -1,8 +1,8 @@
 //! What a store tells those who move pipelines to another one, and remembers of it.
 
-use oxiflow_plugin_api::{Call, Expected, Version};
+use oxiflow_plugin_api::{Expected, Version};
 
-use super::{AUXILIARY_SCHEMA, OPERATION_TIMEOUT, StateStore, Versioned, keys};
+use super::{AUXILIARY_SCHEMA, StateStore, Versioned, keys};
 use crate::error::Result;
 use crate::model::{Migration, PipelineName};
 
@@ -113,7 +113,7 @@ impl StateStore {
     /// As the storage fails; some may be deleted then.
     pub fn delete_records(&self, keys: &[String]) -> Result<usize> {
         keys.chunks(BATCH).try_fold(0, |deleted, keys| {
-            let call = Call::within(OPERATION_TIMEOUT);
+            let call = self.call();
             Ok(deleted + self.records.delete_all(&call, keys)?)
         })
     }
