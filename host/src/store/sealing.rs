@@ -118,6 +118,10 @@ impl StateStore {
     /// `Conflict` when what is expected of one does not hold; otherwise as the storage fails. Some
     /// may be written then.
     pub fn save_sealed(&self, records: &[(&str, Sealed, Expected)]) -> Result<()> {
+        records.chunks(self.changes_at_once()).try_for_each(|records| self.save_at_once(records))
+    }
+
+    fn save_at_once(&self, records: &[(&str, Sealed, Expected)]) -> Result<()> {
         let call = self.call();
         let sealed = records.iter().map(|(key, sealed, expected)| {
             let bytes = if self.is_current(sealed)? {

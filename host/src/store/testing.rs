@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use oxiflow_plugin_api::{
     BackendError, Call, Capabilities, Entry, ErrorKind, Expected, Health, Listed, Storage, Version,
@@ -37,6 +37,8 @@ pub(crate) struct Shelf {
     room: Mutex<Option<usize>>,
     away: Mutex<Option<String>>,
     stalled: Mutex<String>,
+    /// By when each write had to be done, in their order.
+    pub(crate) deadlines: Mutex<Vec<Instant>>,
 }
 
 impl Shelf {
@@ -93,11 +95,12 @@ impl Storage for &'static Shelf {
 
     fn put(
         &self,
-        _: &Call,
+        call: &Call,
         key: &str,
         value: &[u8],
         expected: &Expected,
     ) -> Result<Version, BackendError> {
+        self.deadlines.lock().unwrap().extend(call.deadline());
         let mut entries = self.entries.lock().unwrap();
         expected.check(entries.get(key).map(|entry| entry.version).as_ref())?;
         if self.room.lock().unwrap().is_some_and(|room| entries.len() >= room) {
@@ -108,7 +111,8 @@ impl Storage for &'static Shelf {
         Ok(version)
     }
 
-    fn delete(&self, _: &Call, key: &str, expected: &Expected) -> Result<bool, BackendError> {
+    fn delete(&self, call: &Call, key: &str, expected: &Expected) -> Result<bool, BackendError> {
+        self.deadlines.lock().unwrap().extend(call.deadline());
         let mut entries = self.entries.lock().unwrap();
         expected.check(entries.get(key).map(|entry| entry.version).as_ref())?;
         Ok(entries.remove(key).is_some())

@@ -6,7 +6,7 @@ use super::{AUXILIARY_SCHEMA, StateStore, Versioned, keys};
 use crate::error::Result;
 use crate::model::{Migration, PipelineName};
 
-/// How many records are deleted in one call.
+/// How many records are changed in one call, at most.
 const BATCH: usize = 256;
 
 /// Keys under [`keys::MIGRATION`].
@@ -112,10 +112,16 @@ impl StateStore {
     /// # Errors
     /// As the storage fails; some may be deleted then.
     pub fn delete_records(&self, keys: &[String]) -> Result<usize> {
-        keys.chunks(BATCH).try_fold(0, |deleted, keys| {
+        keys.chunks(self.changes_at_once()).try_fold(0, |deleted, keys| {
             let call = self.call();
             Ok(deleted + self.records.delete_all(&call, keys)?)
         })
+    }
+
+    /// How many changes are made under one deadline. Where they are made one after the other, each
+    /// has its own: a slow storage takes longer for a hundred of them than any call may take.
+    pub(super) fn changes_at_once(&self) -> usize {
+        if self.records.supports_batch() { BATCH } else { 1 }
     }
 
     fn migration(&self, key: &str) -> Result<Option<Versioned<Migration>>> {
@@ -133,5 +139,35 @@ impl StateStore {
         saved
             .map(|(version, _)| version)
             .map_err(|error| error.while_doing("cannot note the migration in the store"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::SystemClock;
+    use crate::store::testing::Shelf;
+
+    #[test]
+    fn changes_that_are_made_one_after_the_other_have_a_deadline_each() {
+        let shelf = Shelf::leaked();
+        let store = StateStore::over(Box::new(shelf), SystemClock::shared());
+        let keys: Vec<String> = (0..3).map(|number| format!("backup/p/{number}")).collect();
+        for key in &keys {
+            store.forge(key, key).unwrap();
+        }
+        let records: Vec<_> = keys
+            .iter()
+            .map(|key| (key.as_str(), store.load_sealed(key).unwrap().unwrap(), Expected::Any))
+            .collect();
+        let deadlines = || std::mem::take(&mut *shelf.deadlines.lock().unwrap());
+        let all_differ = |deadlines: &[std::time::Instant]| deadlines.is_sorted_by(|a, b| a < b);
+        deadlines();
+        store.save_sealed(&records).unwrap();
+        let saved = deadlines();
+        assert!(saved.len() == 3 && all_differ(&saved), "{saved:?}");
+        assert_eq!(store.delete_records(&keys).unwrap(), 3);
+        let deleted = deadlines();
+        assert!(deleted.len() == 3 && all_differ(&deleted), "{deleted:?}");
     }
 }
