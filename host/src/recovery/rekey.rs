@@ -54,18 +54,19 @@ pub fn plan_rekey(store: &StateStore, clock: &dyn Clock) -> Result<RekeyPlan> {
             .hint("name one under `state.encryption` in oxiflow.yaml"));
     }
     let mut plan = RekeyPlan::default();
+    // Without the records themselves: they may be more than there is memory.
     let mut read = Vec::new();
     for key in store.all_keys()? {
         match store.load_sealed(&key) {
-            Ok(Some(sealed)) => read.push((key, sealed)),
+            Ok(Some(sealed)) => read.push((key, sealed.kind())),
             // Deleted since it was listed.
             Ok(None) => {}
             Err(error) => plan.failed.push((key, error)),
         }
     }
     // Only now: reading may have found the salt that is in use.
-    for (key, sealed) in read {
-        if store.is_current(&sealed)? {
+    for (key, seal) in read {
+        if store.is_current(&seal)? {
             plan.current += 1;
         } else {
             match live_worker(store, clock, &key) {
@@ -127,7 +128,7 @@ fn reseal_once(
     key: &str,
     sealed: &Sealed,
 ) -> Result<Resealed> {
-    if store.is_current(sealed)? {
+    if store.is_current(&sealed.kind())? {
         return Ok(Resealed::Current);
     }
     if let Some(worker) = live_worker(store, clock, key)? {

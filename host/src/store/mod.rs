@@ -32,7 +32,7 @@ pub use benchmark::{Benchmark, BenchmarkPlan, Phase, RoundTrip};
 pub use examine::{DamagedLease, DamagedState, ExaminedLease, ExaminedState, SalvagedState};
 pub use integrity::RecordName;
 pub use observe::{Inventory, Stored};
-pub use sealing::{RescueEnvelope, Sealed};
+pub use sealing::{RescueEnvelope, SealKind, Sealed};
 
 /// How long one operation on the store may take, with its retries.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);

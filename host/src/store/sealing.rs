@@ -6,7 +6,7 @@ use oxiflow_plugin_api::{Expected, Version};
 
 use super::{StateStore, keys};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layer::{self, Record, SealedRecord};
+use crate::layer::{self, Encryption, Record, SealedRecord};
 use crate::model::PipelineName;
 
 /// All prefixes that records are kept under.
@@ -26,6 +26,9 @@ const RESCUED: &str = "rescue/";
 /// A record as it is sealed.
 pub struct Sealed(SealedRecord);
 
+/// How a record is sealed, without the record.
+pub struct SealKind(Option<Encryption>);
+
 impl Sealed {
     /// Whether another record says the same: the same body, schema and time of saving.
     #[must_use]
@@ -44,6 +47,12 @@ impl Sealed {
     #[must_use]
     pub fn version(&self) -> Version {
         self.0.record.version
+    }
+
+    /// How it is sealed.
+    #[must_use]
+    pub fn kind(&self) -> SealKind {
+        SealKind(self.0.encryption.clone())
     }
 }
 
@@ -98,8 +107,8 @@ impl StateStore {
     ///
     /// # Errors
     /// `Io` when there is no randomness for a salt.
-    pub fn is_current(&self, sealed: &Sealed) -> Result<bool> {
-        self.records.is_current(sealed.0.encryption.as_ref())
+    pub fn is_current(&self, seal: &SealKind) -> Result<bool> {
+        self.records.is_current(seal.0.as_ref())
     }
 
     /// Writes a record again, with its time, under the current key.
@@ -124,7 +133,7 @@ impl StateStore {
     fn save_at_once(&self, records: &[(&str, Sealed, Expected)]) -> Result<()> {
         let call = self.call();
         let sealed = records.iter().map(|(key, sealed, expected)| {
-            let bytes = if self.is_current(sealed)? {
+            let bytes = if self.is_current(&sealed.kind())? {
                 sealed.0.bytes.clone()
             } else {
                 let Record { schema, body, saved_at, .. } = &sealed.0.record;
