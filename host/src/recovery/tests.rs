@@ -212,6 +212,28 @@ fn a_point_in_time_is_found_among_backups_and_history() {
 }
 
 #[test]
+fn a_history_record_that_cannot_be_read_hides_no_older_one_that_is_counted_to() {
+    let world = World::new();
+    let mut ids = Vec::new();
+    for cursor in ["c1", "c2", "c3"] {
+        world.save(cursor);
+        ids.push(world.record());
+    }
+    let find = |wanted: &str| history::find(&world.store, &world.pipeline, wanted);
+    assert_eq!(find("-1").unwrap().record.history_id, ids[1]);
+    world.shelf.damage(&format!("history/p/{}", ids[1]));
+    let found = find("-1").unwrap();
+    assert_eq!(found.record.history_id, ids[0]);
+    let [(skipped, error)] = &found.skipped[..] else { panic!("{:?}", found.skipped) };
+    assert_eq!((skipped, error.kind()), (&ids[1], ErrorKind::Corrupt));
+    world.shelf.damage(&format!("history/p/{}", ids[0]));
+    assert_eq!(find("-1").unwrap_err().kind(), ErrorKind::Corrupt);
+    // What cannot be judged now is not passed over.
+    world.shelf.put_away(Some(&format!("history/p/{}", ids[1])));
+    assert_eq!(find("-1").unwrap_err().kind(), ErrorKind::Denied);
+}
+
+#[test]
 fn ids_that_are_none_reach_no_key() {
     let world = World::new();
     world.save("c1");
