@@ -120,11 +120,12 @@ impl Storage for &'static Shelf {
 
     fn list(
         &self,
-        _: &Call,
+        call: &Call,
         prefix: &str,
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Listed>, BackendError> {
+        call.check()?;
         let entries = self.entries.lock().unwrap();
         let rows = entries.iter().filter(|(key, _)| {
             key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after)

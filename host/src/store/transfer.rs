@@ -88,13 +88,13 @@ impl StateStore {
     /// Whether another store has the same records, found out by a record that only `mark` names.
     ///
     /// # Errors
-    /// As the storages fail.
+    /// As the storages fail. The record is removed in any case.
     pub fn shares_storage_with(&self, other: &Self, mark: ulid::Ulid) -> Result<bool> {
         let key = format!("{}{mark}", keys::HEALTH);
         self.save(&key, AUXILIARY_SCHEMA, &mark.to_string(), &Expected::Absent)?;
-        let seen = !other.rows(&key)?.is_empty();
+        let seen = other.rows(&key);
         self.delete_record(&key)?;
-        Ok(seen)
+        Ok(!seen?.is_empty())
     }
 
     /// Deletes a record of whatever kind.
@@ -144,9 +144,23 @@ impl StateStore {
 
 #[cfg(test)]
 mod tests {
+    use oxiflow_plugin_api::Call;
+
     use super::*;
     use crate::clock::SystemClock;
+    use crate::error::ErrorKind;
     use crate::store::testing::Shelf;
+
+    #[test]
+    fn looking_whether_two_stores_are_one_leaves_nothing_when_the_other_fails() {
+        let shelf = Shelf::leaked();
+        let store = StateStore::over(Box::new(shelf), SystemClock::shared());
+        let late = store.bounded_by(&Call::within(std::time::Duration::ZERO));
+        let error = store.shares_storage_with(&late, ulid::Ulid::generate()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert_eq!(shelf.keys(""), [""; 0]);
+        assert!(store.shares_storage_with(&store, ulid::Ulid::generate()).unwrap());
+    }
 
     #[test]
     fn changes_that_are_made_one_after_the_other_have_a_deadline_each() {
