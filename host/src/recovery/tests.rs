@@ -98,11 +98,11 @@ impl World {
         history::record(&self.store, self.clock.as_ref(), &event).unwrap()
     }
 
-    fn find(&self, wanted: Wanted<'_>) -> crate::error::Result<FoundCopy> {
+    fn find(&self, wanted: WhichCopy<'_>) -> crate::error::Result<FoundCopy> {
         find_copy(&self.store, &self.pipeline, wanted)
     }
 
-    fn restore(&self, wanted: Wanted<'_>) -> crate::error::Result<Rewritten> {
+    fn restore(&self, wanted: WhichCopy<'_>) -> crate::error::Result<Rewritten> {
         restore(&self.store, &self.clock, &self.find(wanted)?, &OPTIONS)
     }
 
@@ -158,14 +158,14 @@ fn latest_is_the_newest_backup_that_verifies_and_newer_ones_are_told() {
     world.go_to(4 * HOUR);
     world.save("c4");
     world.back_up("before repair");
-    let found = world.find(Wanted::Latest).unwrap();
+    let found = world.find(WhichCopy::Latest).unwrap();
     assert_eq!((found.state.last_processed_id.as_str(), found.at), ("c2", at(2 * HOUR)));
     let skipped: Vec<_> = found.skipped.iter().map(|(_, error)| error.kind()).collect();
     assert_eq!(skipped, [ErrorKind::Invalid, ErrorKind::Corrupt]);
     for key in &keys[..2] {
         world.shelf.damage(key);
     }
-    let error = world.find(Wanted::Latest).unwrap_err();
+    let error = world.find(WhichCopy::Latest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
 }
 
@@ -178,7 +178,7 @@ fn what_cannot_be_judged_is_an_error_and_not_passed_over() {
     world.back_up("manual");
     let newest = world.shelf.keys("backup/").pop();
     world.shelf.put_away(newest.as_deref());
-    assert_eq!(world.find(Wanted::Latest).unwrap_err().kind(), ErrorKind::Denied);
+    assert_eq!(world.find(WhichCopy::Latest).unwrap_err().kind(), ErrorKind::Denied);
     world.go_to(1000 * HOUR);
     let (now, retention) = (world.clock.now(), UPKEEP.retention);
     let pruned = prune_backups(&world.store, &world.pipeline, retention, now, false);
@@ -198,7 +198,7 @@ fn a_point_in_time_is_found_among_backups_and_history() {
     world.go_to(3 * HOUR);
     world.save("c3");
     let newest = world.back_up("manual");
-    let place = |time| world.find(Wanted::At(time)).map(|found| found.place);
+    let place = |time| world.find(WhichCopy::At(time)).map(|found| found.place);
     assert_eq!(place(at(HOUR)).unwrap(), CopyPlace::Backup(backup.clone()));
     assert_eq!(place(at(2 * HOUR - 1)).unwrap(), CopyPlace::Backup(backup.clone()));
     assert_eq!(place(at(2 * HOUR)).unwrap(), CopyPlace::History(record.clone()));
@@ -206,7 +206,7 @@ fn a_point_in_time_is_found_among_backups_and_history() {
     assert_eq!(place(at(3 * HOUR)).unwrap(), CopyPlace::Backup(newest));
     assert_eq!(place(at(HOUR - 1)).unwrap_err().kind(), ErrorKind::NotFound);
     world.shelf.damage(&format!("history/p/{record}"));
-    let found = world.find(Wanted::At(at(2 * HOUR))).unwrap();
+    let found = world.find(WhichCopy::At(at(2 * HOUR))).unwrap();
     assert_eq!(found.place, CopyPlace::Backup(backup));
     assert_eq!(found.skipped[0].0, CopyPlace::History(record));
 }
@@ -239,7 +239,11 @@ fn ids_that_are_none_reach_no_key() {
     world.save("c1");
     world.back_up("manual");
     for id in ["", "../p/x", "a b", "nosuch", "a/b"] {
-        assert_eq!(world.find(Wanted::Backup(id)).unwrap_err().kind(), ErrorKind::NotFound, "{id}");
+        assert_eq!(
+            world.find(WhichCopy::Backup(id)).unwrap_err().kind(),
+            ErrorKind::NotFound,
+            "{id}"
+        );
     }
 }
 
@@ -268,7 +272,7 @@ fn restoring_keeps_what_was_there_and_counts_on() {
     let id = world.back_up("manual");
     world.go_to(HOUR);
     let before = world.save("c2");
-    let restored = world.restore(Wanted::Backup(&id)).unwrap();
+    let restored = world.restore(WhichCopy::Backup(&id)).unwrap();
     assert_eq!(world.cursor().as_deref(), Some("c1"));
     assert!(restored.state.version > before.version && restored.state.epoch > before.epoch);
     let Some(Kept::Backup(kept)) = restored.kept else { panic!("nothing was kept") };
@@ -276,7 +280,7 @@ fn restoring_keeps_what_was_there_and_counts_on() {
     assert_eq!((kept.state, kept.reason.as_str()), (before, "before restore"));
     // Going back to the latest now undoes it.
     world.go_to(2 * HOUR);
-    world.restore(Wanted::Latest).unwrap();
+    world.restore(WhichCopy::Latest).unwrap();
     assert_eq!(world.cursor().as_deref(), Some("c2"));
 }
 
@@ -285,19 +289,19 @@ fn a_lost_and_a_damaged_state_are_restored() {
     let world = World::new();
     world.save("c1");
     world.back_up("manual");
-    let epoch = world.restore(Wanted::Latest).unwrap().state.epoch;
+    let epoch = world.restore(WhichCopy::Latest).unwrap().state.epoch;
     world.shelf.damage("state/p");
     world.go_to(HOUR);
-    let restored = world.restore(Wanted::Latest).unwrap();
+    let restored = world.restore(WhichCopy::Latest).unwrap();
     assert!(matches!(restored.kept, Some(Kept::Quarantined(_))), "{:?}", restored.kept);
     assert!(restored.state.epoch > epoch);
     // The quarantined bytes are no backup, so the latest is still the good one.
     world.shelf.damage("state/p");
     world.go_to(2 * HOUR);
-    world.restore(Wanted::Latest).unwrap();
+    world.restore(WhichCopy::Latest).unwrap();
     assert_eq!(world.cursor().as_deref(), Some("c1"));
     world.shelf.entries.lock().unwrap().remove("state/p");
-    let restored = world.restore(Wanted::Latest).unwrap();
+    let restored = world.restore(WhichCopy::Latest).unwrap();
     assert_eq!((restored.kept, world.cursor().as_deref()), (None, Some("c1")));
 }
 
@@ -333,7 +337,7 @@ fn the_newest_backup_that_verifies_outlives_age_number_and_damaged_ones() {
     // All are old now; the two damaged ones go too, and the one that can be restored stays.
     world.go_to(100 * HOUR);
     assert_eq!(world.prune(by_number), ids[3..]);
-    assert_eq!(world.find(Wanted::Latest).unwrap().state.last_processed_id, "c2");
+    assert_eq!(world.find(WhichCopy::Latest).unwrap().state.last_processed_id, "c2");
 }
 
 #[test]
@@ -404,7 +408,7 @@ fn the_newest_backup_is_the_one_that_was_made_last_whatever_the_clocks_say() {
     world.save("c2");
     let behind = world.back_up("manual");
     assert!(ahead < behind);
-    assert_eq!(world.find(Wanted::Latest).unwrap().state.last_processed_id, "c2");
+    assert_eq!(world.find(WhichCopy::Latest).unwrap().state.last_processed_id, "c2");
     let one = Retention { max_age: Duration::from_secs(86_400), keep: 1 };
     assert_eq!(world.prune(one), [ahead]);
 }

@@ -26,7 +26,7 @@ fn deleting_keeps_a_copy_the_epoch_and_a_record_and_fences_the_worker_before() {
     let record = history::find(&world.store, &world.pipeline, "-1");
     assert_eq!(record.unwrap_err().kind(), ErrorKind::NotFound, "a deletion holds no state");
     assert_eq!(world.shelf.keys("history/").len(), 1);
-    world.restore(Wanted::Latest).unwrap();
+    world.restore(WhichCopy::Latest).unwrap();
     assert!(world.store.load_state(&world.pipeline).unwrap().unwrap().value.epoch > epoch);
 }
 
