@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::lease::{Worker, WorkerStatus};
+use crate::lease::Worker;
 use crate::model::{
     HistoryRecord, Lease, ManualLock, Moved, PipelineName, PipelineState, PipelineStatus,
 };
@@ -197,9 +197,7 @@ pub fn lease_of(
 /// runs it was interrupted, and one that a pipeline left behind in another store is `moved`.
 #[must_use]
 pub fn effective_status(state: &PipelineState, lease: Option<&Worker>) -> &'static str {
-    let held = lease.is_some_and(|worker| {
-        !matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released)
-    });
+    let held = lease.is_some_and(|worker| worker.status.may_live());
     if lease.is_some_and(|worker| worker.lease.moved.is_some()) {
         return MOVED;
     }

@@ -17,7 +17,7 @@ use super::upkeep::{Upkeep, with_room};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::{self, Event};
-use crate::lease::{Worker, WorkerStatus};
+use crate::lease::Worker;
 use crate::model::{HistoryKind, PipelineName};
 use crate::store::{ExaminedState, ListedBackup, StateStore};
 
@@ -121,8 +121,7 @@ fn delete_without_lease(
     let stored = store.examine_state(pipeline)?;
     let is_taken = lease.is_some_and(|lease| {
         let worker = Worker::of(lease.value, clock.now());
-        let gone = matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released);
-        !gone || worker.lock_at(clock.now()).is_some()
+        worker.status.may_live() || worker.lock_at(clock.now()).is_some()
     });
     if is_taken {
         return Err(full);

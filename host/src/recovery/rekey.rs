@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Worker, WorkerStatus};
+use crate::lease::Worker;
 use crate::store::{Sealed, StateStore};
 
 /// How often a record is read again because somebody wrote it in between.
@@ -144,7 +144,6 @@ fn live_worker(store: &StateStore, clock: &dyn Clock, key: &str) -> Result<Optio
         return Ok(None);
     };
     let worker = store.load_lease(&pipeline)?.map(|lease| Worker::of(lease.value, clock.now()));
-    let live = worker
-        .filter(|worker| !matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released));
+    let live = worker.filter(|worker| worker.status.may_live());
     Ok(live.map(|worker| worker.lease.holder.worker_id))
 }
