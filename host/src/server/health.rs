@@ -38,7 +38,7 @@ pub(super) async fn health(
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
     let backend = Arc::clone(&server.app.backend);
-    let admitted = server.admit_probe(&headers).await?;
+    let admitted = server.admit(&headers).await?;
     let health = admitted.run(move |call| backend.health(call)).await?;
     Ok(Json(json!({
         "latency_ms": health.latency.map(|latency| latency.as_secs_f64() * 1000.0),
