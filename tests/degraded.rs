@@ -19,6 +19,7 @@ use oxide_flow::lease::{
 use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
 use oxide_flow::recovery::{Settled, push, read_rescue_file, replay};
 use oxide_flow::runner::{Begin, Begun, Run};
+use oxiflow_plugin_api::Expected;
 
 fn report(run: &mut Run, cursor: &str) -> Result<()> {
     let progress = Progress { records: 1, last_id: Some(cursor.into()), ..Progress::default() };
@@ -99,6 +100,22 @@ fn an_outage_within_the_lease_changes_nothing_but_where_checkpoints_wait() {
         report(&mut run, cursor).unwrap();
     }
     assert_eq!(gist(&run.complete().unwrap()), gist(&ended));
+}
+
+#[test]
+fn a_state_that_was_saved_as_often_as_can_be_counted_is_spooled_all_the_same() {
+    let machine = Machine::new(&Shared::default());
+    let steps = [("a", "a"), ("b", "b")];
+    let mut state = PipelineState::new(&name(), "run", steps, chrono::Utc::now());
+    state.version = u64::MAX;
+    machine.store.save_state(&mut state, &Expected::Absent).unwrap();
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    assert_eq!((run.state().version, machine.spooled().len()), (u64::MAX, 1));
+    machine.way.set(Mode::Reachable);
+    recover(&mut run);
+    assert_eq!(machine.stored().last_processed_id, "1");
 }
 
 #[test]

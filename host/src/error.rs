@@ -115,6 +115,13 @@ impl Error {
         self.retryable
     }
 
+    /// Whether the failure is that of one record, so that others may be read all the same: it is
+    /// damaged, a newer oxide_flow wrote it, or its key is not configured.
+    #[must_use]
+    pub fn is_of_one_record(&self) -> bool {
+        matches!(self.kind, ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Configuration)
+    }
+
     /// Whether the store is away: it does not answer, or its answer was lost.
     #[must_use]
     pub fn is_outage(&self) -> bool {

@@ -47,6 +47,13 @@ impl WorkerStatus {
             Self::Released => "released",
         }
     }
+
+    /// Whether a worker may be at work under the lease: it has not given it back, and is not known
+    /// to be dead.
+    #[must_use]
+    pub fn may_live(self) -> bool {
+        !matches!(self, Self::Dead | Self::Released)
+    }
 }
 
 impl Worker {

@@ -29,7 +29,7 @@ pub struct ExaminedBackup {
 
 /// Which copy a person wants to go back to.
 #[derive(Clone, Copy, Debug)]
-pub enum Wanted<'a> {
+pub enum WhichCopy<'a> {
     /// The backup of this id.
     Backup(&'a str),
     /// The newest backup that verifies.
@@ -115,7 +115,7 @@ pub fn examine_backups(store: &StateStore, pipeline: &PipelineName) -> Result<Ve
             Ok(Some(backup)) => Ok(backup),
             // Removed since it was listed.
             Ok(None) => continue,
-            Err(error) if is_about_the_record(&error) => Err(error),
+            Err(error) if error.is_of_one_record() => Err(error),
             Err(error) => return Err(error),
         };
         let made = backup.as_ref().ok().map(|backup| backup.created_at);
@@ -159,12 +159,12 @@ pub(super) fn time_of(listed: &ListedBackup) -> Option<DateTime<Utc>> {
 pub fn find_copy(
     store: &StateStore,
     pipeline: &PipelineName,
-    wanted: Wanted<'_>,
+    wanted: WhichCopy<'_>,
 ) -> Result<FoundCopy> {
     let id = match wanted {
-        Wanted::Backup(id) => id,
-        Wanted::Latest => return newest(store, pipeline, backups_of(store, pipeline)?, None),
-        Wanted::At(time) => {
+        WhichCopy::Backup(id) => id,
+        WhichCopy::Latest => return newest(store, pipeline, backups_of(store, pipeline)?, None),
+        WhichCopy::At(time) => {
             let mut places = backups_of(store, pipeline)?;
             places.extend(store.history_ids(pipeline)?.into_iter().map(CopyPlace::History));
             return newest(store, pipeline, places, Some(time));
@@ -209,7 +209,7 @@ fn newest(
             Ok(Some(found)) => return Ok(FoundCopy { skipped, ..found }),
             // Removed since it was listed, or without a state.
             Ok(None) => {}
-            Err(error) if is_about_the_record(&error) => skipped.push((place, error)),
+            Err(error) if error.is_of_one_record() => skipped.push((place, error)),
             Err(error) => return Err(error),
         }
     }
@@ -256,9 +256,4 @@ fn load_place(
     }
     detach(&mut state);
     Ok(Some(FoundCopy { place: place.clone(), at, reason, state, skipped: Vec::new() }))
-}
-
-/// Whether a failure is that of one record, so that others may be read all the same.
-fn is_about_the_record(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Configuration)
 }

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::error::{Error, ErrorKind, Result, chain};
+use crate::error::{Result, chain};
 use crate::model::validate::KnownCopy;
 use crate::model::{HistoryKind, PipelineName};
 use crate::store::StateStore;
@@ -43,14 +43,8 @@ pub fn copies_of(
 }
 
 fn readable<T>(loaded: Result<Option<T>>) -> Result<Option<T>> {
-    let unusable = |error: &Error| {
-        matches!(
-            error.kind(),
-            ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Configuration
-        )
-    };
     match loaded {
-        Err(error) if unusable(&error) => {
+        Err(error) if error.is_of_one_record() => {
             tracing::debug!(error = chain(&error), "passing over a copy");
             Ok(None)
         }

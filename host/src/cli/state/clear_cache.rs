@@ -11,7 +11,7 @@ use crate::cli::exit;
 use crate::cli::ui::{Ui, number_of};
 use crate::cli::whoami;
 use crate::error::{Result, chain};
-use crate::lease::{Answer, WorkerStatus, Workers, leave, request, workers};
+use crate::lease::{Answer, Workers, leave, request, workers};
 use crate::model::{Lease, PipelineName, RequestKind};
 
 /// How often leases are looked at while waiting.
@@ -38,10 +38,7 @@ pub(super) fn run(
 ) -> Result<ExitCode> {
     let Workers { mut workers, mut unreadable } = workers(&app.store, app.clock.as_ref())?;
     let wanted = |name: &PipelineName| pipeline.is_none_or(|pipeline| pipeline == name);
-    workers.retain(|worker| {
-        let gone = matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released);
-        wanted(&worker.lease.pipeline_id) && !gone
-    });
+    workers.retain(|worker| wanted(&worker.lease.pipeline_id) && worker.status.may_live());
     unreadable.retain(|(name, _)| wanted(name));
     for (name, error) in &unreadable {
         let cause = chain(error);
