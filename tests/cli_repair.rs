@@ -595,7 +595,7 @@ fn a_run_repairs_by_itself_what_loses_nothing_and_says_so() {
     std::fs::remove_file(copies.last().unwrap()).unwrap();
     flip();
     insta::assert_snapshot!(warned(3), @"
-    warning: the state of `p` is damaged and not repaired by itself: it would lose what was saved after history record RECORD (version N, TIME); `records_processed` goes back to 3 (what is stored says 7, unverified)
+    warning: the state of `p` is not repaired by itself: it would lose what was saved after history record RECORD (version N, TIME); `records_processed` goes back to 3 (what is stored says 7, unverified)
     ERROR [oxide_flow::state] State corruption detected pipeline=p
     error: cannot load the state of pipeline `p`
       caused by: the backend reports corrupt

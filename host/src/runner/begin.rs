@@ -9,8 +9,43 @@ use super::session::{Begin, RunRequest};
 use crate::clock::Clock;
 use crate::error::{ErrorKind, Result};
 use crate::model::{PipelineState, StepState};
-use crate::recovery::{self, Settled, replay};
+use crate::recovery::{self, Settled, find_lost, replay};
 use crate::store::{ExaminedState, StateStore};
+
+/// What is known of a pipeline before its lease is taken.
+pub(super) struct Ahead {
+    /// The lease gets a greater epoch than this.
+    pub epoch_floor: u64,
+}
+
+/// Looks whether a run may begin, before anything is changed.
+///
+/// # Errors
+/// `Corrupt` when the state is damaged, in the store or in the spool, or lost, unless the run starts
+/// over; otherwise as the store fails.
+pub(super) fn look_ahead(store: &StateStore, request: &RunRequest) -> Result<Ahead> {
+    let pipeline = &request.pipeline;
+    let examined = if request.fresh {
+        store.examine_state(pipeline)?
+    } else {
+        let record = store.load_state_record(pipeline)?;
+        record.map_or(ExaminedState::Absent, |record| ExaminedState::Whole(Box::new(record)))
+    };
+    let (mut epoch_floor, _) = examined.counters();
+    if !request.fresh {
+        request.fallback.spool.entries(store, pipeline)?;
+    }
+    if matches!(examined, ExaminedState::Absent)
+        && let Some(lost) = find_lost(store, pipeline)?
+    {
+        if !request.fresh {
+            return Err(lost.to_error());
+        }
+        // The lease may be lost too.
+        epoch_floor = lost.newest.state.epoch;
+    }
+    Ok(Ahead { epoch_floor })
+}
 
 /// Deals with what earlier runs spooled. A run that starts over is not kept from it by damage.
 pub(super) fn settle_spool(store: &StateStore, request: &RunRequest) -> Result<Vec<Settled>> {

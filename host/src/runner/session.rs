@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use oxiflow_plugin_api::{Expected, Version};
 
-use super::begin::{settle_spool, take_on};
+use super::begin::{look_ahead, settle_spool, take_on};
 use super::care::SelfCare;
 use super::degraded::{Degraded, Fallback};
 use super::relocation::Mirror;
@@ -104,8 +104,8 @@ impl Run {
     ///
     /// # Errors
     /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged, also
-    /// one in the spool, unless the run starts over: then the damaged bytes are quarantined, and
-    /// the spooled state is kept aside. Otherwise as the store fails.
+    /// one in the spool, or lost, unless the run starts over: then the damaged bytes are quarantined,
+    /// and the spooled state is kept aside. Otherwise as the store fails.
     pub fn begin(
         store: &StateStore,
         clock: &Arc<dyn Clock>,
@@ -115,16 +115,8 @@ impl Run {
         on_event: impl Fn(LeaseEvent) + Send + Sync + 'static,
     ) -> Result<Begun> {
         let pipeline = &request.pipeline;
-        // A damaged state is found before the lease is taken, so that nothing is left behind.
-        let epoch_floor = if request.fresh {
-            store.examine_state(pipeline)?.counters().0
-        } else {
-            store.load_state(pipeline)?.map_or(0, |state| state.value.epoch)
-        };
-        let spool = &request.fallback.spool;
-        if !request.fresh {
-            spool.entries(store, pipeline)?;
-        }
+        // A damaged or lost state is found before the lease is taken, so that nothing is left behind.
+        let ahead = look_ahead(store, request)?;
         let acquired = acquire(
             store,
             clock.as_ref(),
@@ -134,7 +126,7 @@ impl Run {
                 purpose: "run",
                 ttl: request.lease_ttl,
                 wait: request.wait,
-                epoch_floor,
+                epoch_floor: ahead.epoch_floor,
                 on_wait,
             },
         )?;

@@ -39,7 +39,7 @@ use crate::config::{Rule, has_file, load_pipeline};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::Worker;
 use crate::model::{PipelineName, PipelineState};
-use crate::recovery::{Kept, RewriteOptions};
+use crate::recovery::{Kept, RewriteOptions, find_lost};
 use crate::store::{DamagedState, ExaminedState};
 use crate::view;
 
@@ -102,13 +102,20 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
 fn existing_state(app: &App, pipeline: &PipelineName) -> Result<PipelineState> {
     match app.store.load_state(pipeline)? {
         Some(state) => Ok(state.value),
-        None => Err(no_state(pipeline)),
+        None => Err(no_state(app, pipeline)?),
     }
 }
 
-fn no_state(pipeline: &PipelineName) -> Error {
-    Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"))
-        .hint("it has not run yet; `oxide_flow state list` shows those that have")
+/// Why a pipeline has no state.
+///
+/// # Errors
+/// As the store fails.
+fn no_state(app: &App, pipeline: &PipelineName) -> Result<Error> {
+    if let Some(lost) = find_lost(&app.store, pipeline)? {
+        return Ok(lost.to_error());
+    }
+    Ok(Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"))
+        .hint("it has not run yet; `oxide_flow state list` shows those that have"))
 }
 
 /// The worker that holds a pipeline; `None` when nobody does.

@@ -174,8 +174,11 @@ impl Told<'_> {
             ui.table(&["FIELD", "KEPT, UNVERIFIED"], rows);
             ui.warning("nothing of it is certain: the damage may have changed any field");
         }
+        let is_lost = matches!(self.inspection.state, ExaminedState::Absent);
         if remedy.changes.is_empty() {
-            ui.aside("no field changes, as far as it can be told");
+            if !is_lost {
+                ui.aside("no field changes, as far as it can be told");
+            }
         } else {
             diff::print(&remedy.changes, &["NOW", "THEN"], ui);
         }

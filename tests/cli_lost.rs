@@ -1,0 +1,186 @@
+//! States, leases and whole stores that are gone though nobody removed them with a command: what is
+//! said, what is refused, and what brings them back.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
+
+mod kit;
+
+use kit::Project;
+
+const STATE: &str = ".oxiflow/state/states/p.json";
+
+const INCREMENTAL: &str = r#"
+pipeline:
+  - name: a
+    incremental: true
+    run: |
+      echo "after [$OXIFLOW_LAST_PROCESSED_ID]" >> starts
+      oxide_flow progress --records 3 --last-id c3
+"#;
+
+/// A project whose pipeline `p` ran once, to its end.
+fn completed(more: &str) -> Project {
+    let project = Project::steady(INCREMENTAL);
+    let yaml = project.read("oxiflow.yaml") + more;
+    project.write("oxiflow.yaml", &yaml);
+    project.run(&["run", "--quiet"]).expect(0);
+    project
+}
+
+fn remove(project: &Project, file: &str) {
+    std::fs::remove_file(project.path().join(file)).unwrap();
+}
+
+#[test]
+fn a_state_whose_file_is_gone_is_told_everywhere_and_no_run_starts_over() {
+    let project = completed("");
+    remove(&project, STATE);
+    let before = kit::contents(project.path());
+    let story = |arguments: &[&str]| project.run(arguments).story(&project);
+    insta::assert_snapshot!(story(&["run"]), @"
+    exit 3
+    --- stderr
+    ERROR [oxide_flow::state] State loss detected pipeline=p
+    error: the state of pipeline `p` is lost
+      caused by: nothing is stored, and history record RECORD is of TIME
+    hint: bring the newest copy back with `oxide_flow state repair p`, or another with `oxide_flow state restore p --at TIME`; to begin anew without it, `oxide_flow run p --fresh`
+    ");
+    insta::assert_snapshot!(story(&["state", "show", "p"]), @"
+    exit 3
+    --- stderr
+    ERROR [oxide_flow::state] State loss detected pipeline=p
+    error: the state of pipeline `p` is lost
+      caused by: nothing is stored, and history record RECORD is of TIME
+    hint: bring the newest copy back with `oxide_flow state repair p`, or another with `oxide_flow state restore p --at TIME`; to begin anew without it, `oxide_flow run p --fresh`
+    ");
+    insta::assert_snapshot!(story(&["state", "list"]), @"
+    exit 3
+    --- stdout
+    PIPELINE  STATUS  STEP  RECORDS  FAILED  SAVED  WORKER
+    p  lost  -  -  -  -  -
+    --- stderr
+    ERROR [oxide_flow::state] State loss detected pipeline=p
+    warning: `p`: the state of pipeline `p` is lost: nothing is stored, and history record RECORD is of TIME
+    ");
+    insta::assert_snapshot!(story(&["state", "validate", "--all"]), @"
+    exit 3
+    --- stdout
+    p: not valid, 1 error
+      error record-missing
+        found  nothing
+        expected  a record; history record RECORD is of TIME
+        repair  restores a valid copy; without one, a person must decide
+    --- stderr
+    see what a repair would do with `oxide_flow state repair p --dry-run`
+    ");
+    insta::assert_snapshot!(story(&["state", "verify-integrity"]), @"
+    exit 3
+    --- stdout
+    SORT  RECORDS  UNREADABLE
+    backups  0  0
+    history  1  0
+    leases  1  0
+    quarantine  0  0
+    states  0  0
+    usage  1  0
+
+    lost state/p
+        found  the state of pipeline `p` is lost: nothing is stored, and history record RECORD is of TIME
+        remedy  oxide_flow state repair p
+    --- stderr
+    ERROR [oxide_flow::state] State loss detected pipeline=p
+    3 records read, all whole
+    lost: 1 state
+    ");
+    insta::assert_snapshot!(story(&["state", "backup", "p"]), @"
+    exit 3
+    --- stderr
+    ERROR [oxide_flow::state] State loss detected pipeline=p
+    error: the state of pipeline `p` is lost
+      caused by: nothing is stored, and history record RECORD is of TIME
+    hint: bring the newest copy back with `oxide_flow state repair p`, or another with `oxide_flow state restore p --at TIME`; to begin anew without it, `oxide_flow run p --fresh`
+    ");
+    insta::assert_snapshot!(story(&["state", "repair", "p", "--dry-run"]), @r#"
+    exit 0
+    --- stdout
+      error record-missing
+        found  nothing
+        expected  a record; history record RECORD is of TIME
+        repair  restores a valid copy; without one, a person must decide
+    --- stderr
+    history record RECORD takes its place: completed, 3 records, cursor "c3", saved TIME
+    nothing was changed: this was a dry run
+    "#);
+    assert_eq!(kit::contents(project.path()), before, "nothing was changed");
+
+    insta::assert_snapshot!(story(&["state", "repair", "p", "--yes"]), @r#"
+    exit 0
+    --- stdout
+      error record-missing
+        found  nothing
+        expected  a record; history record RECORD is of TIME
+        repair  restores a valid copy; without one, a person must decide
+    --- stderr
+    history record RECORD takes its place: completed, 3 records, cursor "c3", saved TIME
+    repaired the state of `p`: completed, 3 records, now at version N
+    "#);
+    project.run(&["state", "validate", "--all"]).expect(0);
+    project.run(&["run", "--quiet"]).expect(0);
+    assert_eq!(project.read("starts"), "after []\nafter [c3]\n");
+}
+
+#[test]
+fn a_lost_state_can_be_given_up() {
+    let project = completed("");
+    let epoch = project.state("p").unwrap()["epoch"].as_u64();
+    remove(&project, STATE);
+    // Not even the lease says how far the epochs have come.
+    remove(&project, ".oxiflow/state/leases/p.json");
+    let told = project.run(&["state", "list"]).expect(3);
+    assert!(told.stdout.contains("lost"), "{}", told.stdout);
+    project.run(&["run", "--fresh", "--quiet"]).expect(0);
+    assert!(project.state("p").unwrap()["epoch"].as_u64() > epoch);
+    project.run(&["state", "validate", "--all"]).expect(0);
+
+    remove(&project, STATE);
+    insta::assert_snapshot!(project.run(&["state", "delete", "p", "--yes"]).story(&project), @"
+    exit 0
+    --- stderr
+    ERROR [oxide_flow::state] State loss detected pipeline=p
+    warning: the state of `p` is lost
+    from now on it counts as deleted; its copies stay
+    ");
+    project.run(&["state", "list"]).expect(0);
+    project.run(&["run", "--quiet"]).expect(0);
+    assert_eq!(project.read("starts"), "after []\n".repeat(3));
+}
+
+#[test]
+fn a_run_after_a_deletion_begins_anew_without_a_word() {
+    for more in ["", "  history_keep: 0\n"] {
+        let project = completed(more);
+        project.run(&["state", "backup", "p"]).expect(0);
+        project.run(&["state", "delete", "p", "--yes"]).expect(0);
+        project.run(&["state", "verify-integrity"]).expect(0);
+        let ran = project.run(&["run", "--quiet"]).expect(0);
+        assert!(!ran.stderr.contains("warning"), "{}", ran.stderr);
+        assert_eq!(project.read("starts"), "after []\n".repeat(2));
+    }
+}
+
+#[test]
+fn a_run_puts_the_last_save_back_by_itself_where_it_may_repair() {
+    let project = completed("  auto_repair: true\n");
+    remove(&project, STATE);
+    insta::assert_snapshot!(project.run(&["run", "--quiet"]).story(&project), @r#"
+    exit 0
+    --- stderr
+    ERROR [oxide_flow::state] State loss detected pipeline=p action="last save put back"
+    warning: the state of `p` was lost, and its last save is put back from a copy
+    p: run ID begins
+    p: a (1 of 1) starts after c3
+    p: a done in N.Ns, 3 records
+    p: completed in N.Ns, 3 records
+    "#);
+    assert_eq!(project.read("starts"), "after []\nafter [c3]\n");
+}
