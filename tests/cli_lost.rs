@@ -184,3 +184,42 @@ fn a_run_puts_the_last_save_back_by_itself_where_it_may_repair() {
     "#);
     assert_eq!(project.read("starts"), "after []\nafter [c3]\n");
 }
+
+/// Reports `c1`, and `c2` once there is a file `go`.
+const PATIENT: &str = r#"
+pipeline:
+  - name: a
+    run: |
+      echo "after [$OXIFLOW_LAST_PROCESSED_ID]" >> starts
+      oxide_flow progress --records 1 --last-id c1
+      until test -e go; do sleep 0.01; done
+      oxide_flow progress --records 1 --last-id c2
+"#;
+
+/// A run of this pipeline whose first checkpoint is made.
+fn under_way(project: &Project) -> kit::Running {
+    let run = project.start_captured(&["run", "p"]);
+    kit::wait_for("the first checkpoint", || {
+        (project.state("p")?["last_processed_id"] == "c1").then_some(())
+    });
+    run
+}
+
+#[test]
+fn a_state_whose_file_is_removed_during_a_run_is_stored_again_by_it() {
+    let project = Project::steady(PATIENT);
+    let run = under_way(&project);
+    remove(&project, STATE);
+    project.write("go", "");
+    insta::assert_snapshot!(run.finish().story(&project), @"
+    exit 0
+    --- stderr
+    p: run ID begins
+    p: a (1 of 1) starts
+    WARN  [oxide_flow::state] State loss detected; the run that holds the pipeline has stored it again pipeline=p
+    p: a done in N.Ns, 2 records
+    p: completed in N.Ns, 2 records
+    ");
+    assert_eq!(project.state("p").unwrap()["records_processed"], 2);
+    project.run(&["state", "validate", "p"]).expect(0);
+}

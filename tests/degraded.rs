@@ -458,3 +458,49 @@ fn a_fallback_that_is_turned_off_spools_nothing_and_still_replays() {
     assert_eq!(report(&mut run, "2").unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(machine.spooled(), [""; 0]);
 }
+
+/// Takes a record away as if somebody had removed its file.
+fn lose(machine: &Machine, key: &str) {
+    assert!(machine.way.shared.lock().unwrap().1.remove(key).is_some());
+}
+
+#[test]
+fn a_state_that_is_gone_during_a_run_is_stored_again_by_its_worker() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    report(&mut run, "1").unwrap();
+    lose(&machine, "state/p");
+    report(&mut run, "2").unwrap();
+    assert_eq!(gist(run.state()), gist(&machine.stored()));
+    let ended = run.complete().unwrap();
+    assert_eq!((ended.records_processed, ended.last_processed_id.as_str()), (2, "2"));
+}
+
+#[test]
+fn a_state_that_was_deleted_after_a_takeover_is_not_brought_back_by_the_worker_before() {
+    let shared = Shared::default();
+    let (mut first, other) = (Machine::new(&shared), Machine::new(&shared));
+    // Its heartbeat does not tell it.
+    first.interval = Duration::from_secs(60);
+    let mut zombie = first.start();
+    report(&mut zombie, "1").unwrap();
+    other.start().complete().unwrap();
+    lose(&other, "state/p");
+    let error = report(&mut zombie, "2").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{}", chain(&error));
+    assert!(!shared.lock().unwrap().1.contains_key("state/p"));
+}
+
+#[test]
+fn a_run_whose_lease_and_state_are_gone_leaves_what_it_knows_in_a_file() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    report(&mut run, "1").unwrap();
+    machine.way.shared.lock().unwrap().1.clear();
+    let error = report(&mut run, "2").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{}", chain(&error));
+    assert!(error.hint_text().unwrap().contains("`oxide_flow state push "), "{error:?}");
+    let kept = std::fs::read_dir(machine.disk.path().join("rescue")).unwrap().next().unwrap();
+    let kept = read_rescue_file(&machine.store, std::fs::read(kept.unwrap().path()).unwrap());
+    assert_eq!(kept.unwrap().state.last_processed_id, "2");
+}
