@@ -223,3 +223,40 @@ fn a_state_whose_file_is_removed_during_a_run_is_stored_again_by_it() {
     assert_eq!(project.state("p").unwrap()["records_processed"], 2);
     project.run(&["state", "validate", "p"]).expect(0);
 }
+
+#[test]
+fn a_run_whose_whole_store_is_lost_is_resumed_from_what_it_spooled() {
+    let project = Project::steady(PATIENT);
+    let run = under_way(&project);
+    std::fs::remove_dir_all(project.path().join(".oxiflow/state")).unwrap();
+    project.write("go", "");
+    let ended = run.finish().expect(1);
+    assert!(ended.stderr.contains("the state is spooled in"), "{}", ended.stderr);
+    let story = |arguments: &[&str]| hide_spool(&project.run(arguments).story(&project));
+    insta::assert_snapshot!(story(&["state", "show", "p"]), @"
+    exit 1
+    --- stderr
+    warning: the store does not have N of run ID, spooled on this machine TIME (AGO) in DIR/.oxiflow/spool/p/N
+    the next `oxide_flow run p` on this machine puts it there first, or now: `oxide_flow state push DIR/.oxiflow/spool/p/N`
+    error: pipeline `p` has no state
+    hint: one is spooled on this machine, and not in the store
+    ");
+    insta::assert_snapshot!(story(&["run", "p"]), @r#"
+    exit 0
+    --- stderr
+    ERROR [oxide_flow::state] State loss detected pipeline=p action="spooled state put back"
+    p: put the spooled state of run ID into the store: completed, 2 records
+    p: run ID resumes (completed) at version N, 2 records
+    p: a was done before
+    p: completed in N.Ns, 2 records
+    "#);
+    assert_eq!(project.read("starts"), "after []\n", "the step is not done again");
+    assert_eq!(project.state("p").unwrap()["records_processed"], 2);
+    project.run(&["state", "validate", "p"]).expect(0);
+}
+
+/// Without the numbers of saves, and without log lines of the outage, whose number depends on time.
+fn hide_spool(story: &str) -> String {
+    let number = regex::Regex::new(r"\b\d+-\d+\.oxiflow|\bsave \d+").unwrap();
+    number.replace_all(story, "N").into_owned()
+}

@@ -10,11 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use machine::{Jumping, Machine, Mode, Shared, name};
+use oxide_flow::config::StateSection;
 use oxide_flow::error::{Error, ErrorKind, Result, chain};
 use oxide_flow::layer::{KeySource, Keyring};
 use oxide_flow::lease::{Acquire, HeldLease, Tempo, acquire, this_process};
 use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
-use oxide_flow::recovery::{Settled, push, read_rescue_file, replay};
+use oxide_flow::recovery::{
+    Deletion, RewriteOptions, Settled, Upkeep, delete, push, read_rescue_file, replay,
+};
 use oxide_flow::runner::{Begin, Begun, Run};
 
 fn report(run: &mut Run, cursor: &str) -> Result<()> {
@@ -503,4 +506,69 @@ fn a_run_whose_lease_and_state_are_gone_leaves_what_it_knows_in_a_file() {
     let kept = std::fs::read_dir(machine.disk.path().join("rescue")).unwrap().next().unwrap();
     let kept = read_rescue_file(&machine.store, std::fs::read(kept.unwrap().path()).unwrap());
     assert_eq!(kept.unwrap().state.last_processed_id, "2");
+}
+
+/// A run that spooled cursor `3` under the first epoch and was killed, and its machine.
+fn spooled(shared: &Shared) -> Machine {
+    let machine = Machine::new(shared);
+    let mut run = machine.start();
+    report(&mut run, "1").unwrap();
+    machine.way.set(Mode::Away);
+    report(&mut run, "2").unwrap();
+    report(&mut run, "3").unwrap();
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    machine
+}
+
+#[test]
+fn a_spooled_state_takes_the_place_of_one_that_the_store_has_lost() {
+    let machine = spooled(&Shared::default());
+    machine.way.shared.lock().unwrap().1.clear();
+    let Begun { run, begin, settled, .. } = machine.begin().unwrap();
+    assert!(matches!(&settled[..], [Settled::Replayed(_)]), "{settled:?}");
+    assert_eq!(begin, Begin::Resumed(PipelineStatus::Running));
+    assert_eq!((run.state().last_processed_id.as_str(), run.state().epoch), ("3", 2));
+    assert_eq!(machine.stored().last_processed_id, "3");
+    assert_eq!(machine.spooled(), [""; 0]);
+}
+
+#[test]
+fn a_state_that_was_deleted_does_not_come_back_out_of_the_spool() {
+    for history_keep in [0, 100] {
+        let machine = spooled(&Shared::default());
+        let options =
+            RewriteOptions { who: "tester", backup: true, history_keep, wait: Duration::ZERO };
+        let deletion = Deletion {
+            pipeline: &name(),
+            purpose: "delete",
+            why: "by hand",
+            options: &options,
+            without_copy: false,
+            with_copies: false,
+            upkeep: &Upkeep::from(&StateSection::default()),
+        };
+        delete(&machine.store, &machine.clock, &deletion, &|_| true).unwrap();
+        let Begun { run, begin, settled, .. } = machine.begin().unwrap();
+        let [Settled::SetAside(_, found)] = &settled[..] else { panic!("{settled:?}") };
+        assert!(found.contains("deleted"), "{found}");
+        assert_eq!((begin, run.state().last_processed_id.as_str()), (Begin::First, ""));
+    }
+}
+
+#[test]
+fn a_copy_that_is_newer_than_the_spool_keeps_a_run_from_going_back_to_it() {
+    let shared = Shared::default();
+    let machine = spooled(&shared);
+    let elsewhere = Machine::new(&shared);
+    let mut run = elsewhere.start();
+    report(&mut run, "theirs").unwrap();
+    run.pause().unwrap();
+    lose(&machine, "state/p");
+    let error = machine.begin().map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{}", chain(&error));
+    assert_eq!(machine.entry().extension().unwrap(), "oxiflow", "nothing was touched");
+    let spooled = read_rescue_file(&machine.store, std::fs::read(machine.entry()).unwrap());
+    let refused = push(&machine.store, &machine.clock, &spooled.unwrap(), false).unwrap_err();
+    assert!(chain(&refused).contains("is newer"), "{}", chain(&refused));
 }

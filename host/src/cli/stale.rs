@@ -68,7 +68,7 @@ pub(super) fn tell_unsaved(
     match spool.entries(&app.store, pipeline) {
         Ok(entries) => {
             for entry in entries.iter().filter(|entry| !entry.is_stored(stored)) {
-                tell_entry(app, entry, stored, ui);
+                tell_entry(app, entry, stored, ui)?;
             }
         }
         Err(error) => ui.warning(&chain(&error)),
@@ -79,7 +79,12 @@ pub(super) fn tell_unsaved(
     Ok(())
 }
 
-fn tell_entry(app: &App, entry: &Spooled, stored: Option<&Versioned<PipelineState>>, ui: &Ui) {
+fn tell_entry(
+    app: &App,
+    entry: &Spooled,
+    stored: Option<&Versioned<PipelineState>>,
+    ui: &Ui,
+) -> Result<()> {
     let (state, file) = (&entry.rescued.state, entry.file.display());
     let pipeline = &state.pipeline_id;
     ui.warning(&format!(
@@ -88,7 +93,7 @@ fn tell_entry(app: &App, entry: &Spooled, stored: Option<&Versioned<PipelineStat
         state.run_id,
         time(entry.rescued.rescued_at, app.clock.now())
     ));
-    if stored.is_some_and(|stored| entry.rescued.follows(stored)) {
+    if entry.conflict_with(&app.store, stored)?.is_none() {
         ui.aside(&format!(
             "the next `oxide_flow run {pipeline}` on this machine puts it there first, or now: \
              `oxide_flow state push {file}`"
@@ -96,6 +101,7 @@ fn tell_entry(app: &App, entry: &Spooled, stored: Option<&Versioned<PipelineStat
     } else {
         ui.aside("it does NOT follow what is stored; the next run on this machine keeps it aside");
     }
+    Ok(())
 }
 
 fn tell_conflict(file: &Path, ui: &Ui) {

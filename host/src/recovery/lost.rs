@@ -4,10 +4,13 @@
 //! the present life of the pipeline, which begins after it was last deleted. Nothing here is asked
 //! while there is a state.
 
+use chrono::{DateTime, Utc};
+
 use super::known_copies::copies_of;
-use crate::error::{Error, ErrorKind, Result};
+use super::rescue::Rescued;
+use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::validate::KnownCopy;
-use crate::model::{Lease, MigrationPhase, PipelineName};
+use crate::model::{HistoryKind, Lease, MigrationPhase, PipelineName};
 use crate::store::{ExaminedState, StateStore};
 
 /// How many of the newest history records are searched for a deletion, and how many copies of
@@ -81,4 +84,42 @@ pub(super) fn may_be_lost(store: &StateStore, lease: Option<&Lease>) -> Result<b
 /// Whether whoever held this lease last held it to delete the state.
 fn was_deleting(lease: &Lease) -> bool {
     DELETING.contains(&lease.purpose.as_str())
+}
+/// Whether the last thing that is known of a pipeline without a state is that it was deleted.
+///
+/// # Errors
+/// As the store fails.
+pub fn was_deleted(store: &StateStore, pipeline: &PipelineName) -> Result<bool> {
+    Ok(store.load_lease(pipeline)?.is_some_and(|lease| was_deleting(&lease.value)))
+}
+
+/// Why a state that was not saved is not the newest of a pipeline that has none stored; `None` when
+/// it is.
+///
+/// # Errors
+/// As the store fails.
+pub(super) fn what_outdates(store: &StateStore, rescued: &Rescued) -> Result<Option<String>> {
+    let pipeline = &rescued.state.pipeline_id;
+    if let Some(at) = last_deletion(store, pipeline)?.filter(|at| *at > rescued.rescued_at) {
+        let at = at.format("%Y-%m-%d %H:%M:%S UTC");
+        return Ok(Some(format!("the state was deleted on {at}")));
+    }
+    let mine = (rescued.state.epoch, rescued.state.version);
+    let copies = copies_of(store, pipeline, SEARCHED)?;
+    let newer = copies.into_iter().find(|copy| (copy.state.epoch, copy.state.version) > mine);
+    Ok(newer.map(|copy| format!("no state is stored, and {} is newer", copy.source)))
+}
+
+fn last_deletion(store: &StateStore, pipeline: &PipelineName) -> Result<Option<DateTime<Utc>>> {
+    for id in store.history_ids(pipeline)?.iter().rev().take(SEARCHED) {
+        match store.load_history(pipeline, id) {
+            Ok(Some(record)) if record.kind == HistoryKind::Delete => return Ok(Some(record.at)),
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                tracing::debug!(error = chain(&error), "passing over a history record");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }

@@ -36,7 +36,7 @@ pub use guard::{Claim, under_lease};
 pub use import::{Import, import, read_document};
 pub use inspect::{Inspection, inspect};
 pub use lease_record::replace_damaged_lease;
-pub use lost::{LostState, find_lost};
+pub use lost::{LostState, find_lost, was_deleted};
 pub use rekey::{RekeyPlan, Rekeyed, plan_rekey, rekey};
 pub use repair::{Remedy, RepairPlan, Way, is_lossless, needs_lease, plan_repair, repair};
 pub use rescue::{

@@ -139,7 +139,7 @@ impl Run {
         if let Some(takeover) = &acquired.takeover {
             after_takeover(takeover);
         }
-        let begun = settle_spool(store, request).and_then(|settled| {
+        let begun = settle_spool(store, request, &ahead).and_then(|settled| {
             let replayed = settled.iter().any(|settled| matches!(settled, Settled::Replayed(_)));
             let taken_on = take_on(store, clock.as_ref(), request, epoch, replayed)?;
             let (store, clock) = (store.clone(), Arc::clone(clock));

@@ -114,8 +114,11 @@ fn no_state(app: &App, pipeline: &PipelineName) -> Result<Error> {
     if let Some(lost) = find_lost(&app.store, pipeline)? {
         return Ok(lost.to_error());
     }
-    Ok(Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"))
-        .hint("it has not run yet; `oxide_flow state list` shows those that have"))
+    let error = Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"));
+    if app.spool().newest(&app.store, pipeline)?.is_some() {
+        return Ok(error.hint("one is spooled on this machine, and not in the store"));
+    }
+    Ok(error.hint("it has not run yet; `oxide_flow state list` shows those that have"))
 }
 
 /// The worker that holds a pipeline; `None` when nobody does.
