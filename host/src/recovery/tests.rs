@@ -674,3 +674,25 @@ fn a_lost_state_is_repaired_from_its_newest_copy_and_loses_nothing_that_was_save
     assert_eq!(world.cursor().as_deref(), Some("c1"));
     assert_eq!((done.state.version, done.state.epoch), (2, 2));
 }
+
+#[test]
+fn epoch_and_version_count_on_when_an_older_copy_replaces_a_damaged_or_a_lost_state() {
+    for is_lost in [false, true] {
+        let world = World::new();
+        world.go_to(HOUR);
+        world.save("c1");
+        let backup = world.back_up("manual");
+        for cursor in ["c2", "c3", "c4"] {
+            world.save(cursor);
+        }
+        world.go_to(2 * HOUR);
+        world.record();
+        if is_lost {
+            world.lose();
+        } else {
+            world.shelf.damage("state/p");
+        }
+        let restored = world.restore(Wanted::Backup(&backup)).unwrap().state;
+        assert_eq!((restored.last_processed_id.as_str(), restored.version), ("c1", 5));
+    }
+}
