@@ -445,7 +445,7 @@ fn encrypted_backups_need_their_key() {
     project.run(&["state", "validate-backup", "p", "latest"]).expect(0);
     key("08");
     project.run(&["state", "validate-backup", "p", id.trim()]).expect(2);
-    let ran = project.run(&["state", "list-backups", "p"]).expect(0);
+    let ran = project.run(&["state", "list-backups", "p"]).expect(1);
     assert!(ran.stdout.contains("unreadable"), "{}", ran.stdout);
 }
 

@@ -1,8 +1,9 @@
 //! Reading copies back: which there are, which of them verify, and which one a person means.
 //!
 //! A backup verifies when its record does and it is the backup of this pipeline that its key
-//! names. Damage of one is a finding, and never hides the others. What cannot be judged now,
-//! because the store is away or a key is not configured, is an error and no damage.
+//! names. Damage of one is a finding, and never hides the others; so is that one cannot be read, such
+//! as for want of permission or of its key. Only that the store is away says nothing of a copy, and is
+//! an error.
 
 use chrono::{DateTime, Utc};
 
@@ -107,7 +108,7 @@ pub fn load_verified(
 /// All backups of a pipeline, newest first, each read and verified.
 ///
 /// # Errors
-/// As the store fails; what is wrong with one backup is no error.
+/// When the store is away; what is wrong with one backup is no error.
 pub fn examine_backups(store: &StateStore, pipeline: &PipelineName) -> Result<Vec<ExaminedBackup>> {
     let mut found = Vec::new();
     for listed in store.list_backups(pipeline)?.into_iter().rev() {
@@ -259,6 +260,6 @@ fn load_place(
 }
 
 /// Whether a failure is that of one record, so that others may be read all the same.
-fn is_about_the_record(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Configuration)
+pub(super) fn is_about_the_record(error: &Error) -> bool {
+    !error.is_outage()
 }

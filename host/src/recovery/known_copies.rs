@@ -2,7 +2,8 @@
 
 use chrono::{DateTime, Utc};
 
-use crate::error::{Error, ErrorKind, Result, chain};
+use super::copies::is_about_the_record;
+use crate::error::{Result, chain};
 use crate::model::validate::KnownCopy;
 use crate::model::{HistoryKind, PipelineName};
 use crate::store::StateStore;
@@ -12,7 +13,7 @@ use crate::store::StateStore;
 /// before the state was deleted: those are of another life of the pipeline.
 ///
 /// # Errors
-/// As the store fails, but for single copies that are damaged, newer, or sealed with another key.
+/// As the store fails to list them, or when it is away.
 pub fn copies_of(
     store: &StateStore,
     pipeline: &PipelineName,
@@ -43,14 +44,8 @@ pub fn copies_of(
 }
 
 fn readable<T>(loaded: Result<Option<T>>) -> Result<Option<T>> {
-    let unusable = |error: &Error| {
-        matches!(
-            error.kind(),
-            ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Configuration
-        )
-    };
     match loaded {
-        Err(error) if unusable(&error) => {
+        Err(error) if is_about_the_record(&error) => {
             tracing::debug!(error = chain(&error), "passing over a copy");
             Ok(None)
         }

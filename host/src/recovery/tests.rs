@@ -284,15 +284,21 @@ fn latest_is_the_newest_backup_that_verifies_and_newer_ones_are_told() {
 }
 
 #[test]
-fn what_cannot_be_judged_is_an_error_and_not_passed_over() {
+fn a_backup_that_cannot_be_read_hides_no_other_and_none_is_removed_for_it() {
     let world = World::new();
     world.save("c1");
-    world.back_up("manual");
+    let older = world.back_up("manual");
     world.go_to(HOUR);
-    world.back_up("manual");
-    let newest = world.shelf.keys("backup/").pop();
-    *world.shelf.away.lock().unwrap() = newest;
-    assert_eq!(world.find(Wanted::Latest).unwrap_err().kind(), ErrorKind::Denied);
+    let newest = world.back_up("manual");
+    *world.shelf.away.lock().unwrap() = world.shelf.keys("backup/").pop();
+    let found = world.find(Wanted::Latest).unwrap();
+    assert_eq!(found.place, CopyPlace::Backup(older));
+    let [(skipped, error)] = &found.skipped[..] else { panic!("{:?}", found.skipped) };
+    assert_eq!((skipped, error.kind()), (&CopyPlace::Backup(newest), ErrorKind::Denied));
+    let examined = examine_backups(&world.store, &world.pipeline).unwrap();
+    let readable: Vec<_> = examined.iter().map(|found| found.backup.is_ok()).collect();
+    assert_eq!(readable, [false, true]);
+    assert_eq!(inspect(&world.store, world.clock.as_ref(), &world.pipeline).unwrap().errors(), 0);
     world.go_to(1000 * HOUR);
     let (now, retention) = (world.clock.now(), UPKEEP.retention);
     let pruned = prune_backups(&world.store, &world.pipeline, retention, now, false);
