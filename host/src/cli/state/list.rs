@@ -33,7 +33,7 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
     }
     let filtered = args.active || args.failed || args.completed;
     let mut rows = Vec::new();
-    let mut corrupt = false;
+    let (mut corrupt, mut unreadable) = (false, false);
     for pipeline in pipelines {
         let found = match &outage {
             None => look(app, &pipeline),
@@ -57,6 +57,7 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
             }
             Err(error) => {
                 corrupt |= error.kind() == ErrorKind::Corrupt;
+                unreadable = true;
                 rows.push(PipelineRow::unreadable(&pipeline, &error));
             }
         }
@@ -64,6 +65,7 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
     let code = match outage {
         _ if corrupt => exit::CORRUPT,
         Some(_) => exit::FAILED,
+        None if unreadable => exit::FAILED,
         None => 0,
     };
     if args.json {

@@ -30,7 +30,9 @@ pub(super) fn run(
     if json {
         ui.json("worker-list", &workers.iter().map(WorkerView::from).collect::<Vec<_>>())?;
     } else if workers.is_empty() {
-        ui.aside("no workers");
+        if unreadable.is_empty() {
+            ui.aside("no workers");
+        }
     } else {
         let now = app.clock.now();
         let rows = workers.iter().map(|worker| {
@@ -59,7 +61,11 @@ pub(super) fn run(
         ui.table(&header, rows.collect());
     }
     let corrupt = unreadable.iter().any(|(_, error)| error.kind() == ErrorKind::Corrupt);
-    Ok(ExitCode::from(if corrupt { exit::CORRUPT } else { 0 }))
+    Ok(ExitCode::from(match unreadable.is_empty() {
+        true => 0,
+        false if corrupt => exit::CORRUPT,
+        false => exit::FAILED,
+    }))
 }
 
 /// A pipeline that no process holds and that a person has locked.
