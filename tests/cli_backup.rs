@@ -205,7 +205,7 @@ fn what_there_is_not_is_told() {
     exit 1
     --- stderr
     error: pipeline `p` has no backup
-    hint: `oxide_flow state list-backups p` shows what there is
+    hint: its history has copies too: `oxide_flow state history p` shows them, and `oxide_flow state restore p --at 0s` goes back to the newest
     $ state validate-backup p
     exit 2
     --- stderr
@@ -228,7 +228,7 @@ fn what_there_is_not_is_told() {
     --- stderr
     error: cannot restore pipeline `p`
       caused by: pipeline `p` has no backup
-    hint: `oxide_flow state list-backups p` shows what there is
+    hint: its history has copies too: `oxide_flow state history p` shows them, and `oxide_flow state restore p --at 0s` goes back to the newest
     $ state restore p --backup ../../states/p --yes
     exit 1
     --- stderr

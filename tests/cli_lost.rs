@@ -260,3 +260,26 @@ fn hide_spool(story: &str) -> String {
     let number = regex::Regex::new(r"\b\d+-\d+\.oxiflow|\bsave \d+").unwrap();
     number.replace_all(story, "N").into_owned()
 }
+
+#[test]
+fn without_backups_the_history_is_what_brings_a_lost_state_back() {
+    let project = completed("");
+    remove(&project, STATE);
+    let story = |arguments: &[&str]| project.run(arguments).story(&project);
+    let restore = ["state", "restore", "p", "--backup", "latest", "--yes"];
+    insta::assert_snapshot!(story(&restore), @"
+    exit 1
+    --- stderr
+    error: cannot restore pipeline `p`
+      caused by: pipeline `p` has no backup
+    hint: its history has copies too: `oxide_flow state history p` shows them, and `oxide_flow state restore p --at 0s` goes back to the newest
+    ");
+    insta::assert_snapshot!(story(&["state", "restore", "p", "--at", "0s", "--yes"]), @"
+    exit 0
+    --- stderr
+    history record RECORD is the state of `p` at TIME (AGO) (run: all steps are done): completed, 3 records
+    pipeline `p` has no state now; this gives it one
+    restored `p` from history record RECORD: completed, 3 records, now at version N
+    ");
+    project.run(&["state", "validate", "p"]).expect(0);
+}

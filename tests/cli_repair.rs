@@ -600,7 +600,7 @@ fn a_run_repairs_by_itself_what_loses_nothing_and_says_so() {
     error: cannot load the state of pipeline `p`
       caused by: the backend reports corrupt
       caused by: DIR/.oxiflow/state/states/p.json failed its checksum
-    hint: see what is wrong with `oxide_flow state validate p`, then mend it with `oxide_flow state repair p`, or go back with `oxide_flow state restore p --backup latest`
+    hint: see what is wrong with `oxide_flow state validate p`, then mend it with `oxide_flow state repair p`, or go back with `oxide_flow state restore p --at 0s`
     ");
 }
 

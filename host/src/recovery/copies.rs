@@ -217,7 +217,15 @@ fn newest(
     let which = until.map_or_else(String::new, |until| {
         format!(" from {} or before", until.format("%Y-%m-%d %H:%M:%S UTC"))
     });
-    let list = format!("`oxide_flow state list-backups {pipeline}` shows what there is");
+    let has_history = until.is_none() && !store.history_ids(pipeline)?.is_empty();
+    let hint = if has_history {
+        format!(
+            "its history has copies too: `oxide_flow state history {pipeline}` shows them, and \
+             `oxide_flow state restore {pipeline} --at 0s` goes back to the newest"
+        )
+    } else {
+        format!("`oxide_flow state list-backups {pipeline}` shows what there is")
+    };
     Err(match skipped.into_iter().next() {
         None => {
             let thing = if until.is_some() { "copy" } else { "backup" };
@@ -228,7 +236,7 @@ fn newest(
             Error::new(error.kind(), message).because(error)
         }
     }
-    .hint(list))
+    .hint(hint))
 }
 
 /// Reads a copy; `None` when it is gone or holds no state.
