@@ -9,7 +9,7 @@ use crate::error::{Error, Result, chain};
 use crate::lease::Worker;
 use crate::model::{PipelineName, PipelineState};
 use crate::recovery::Spooled;
-use crate::store::Versioned;
+use crate::store::{ExaminedState, Versioned};
 
 /// The newest spooled state of a pipeline, in the place of the stored one that cannot be read
 /// because of `outage`.
@@ -75,6 +75,32 @@ pub(super) fn tell_unsaved(
     }
     for file in spool.conflicts(pipeline)? {
         tell_conflict(&file, ui);
+    }
+    Ok(())
+}
+
+/// As [`tell_unsaved`], for a command that has not read the state itself. Of a damaged one `state
+/// repair` tells what else there is.
+pub(super) fn tell_unsaved_of(app: &App, pipeline: &PipelineName, ui: &Ui) -> Result<()> {
+    if app.spool().is_empty(pipeline)? {
+        return Ok(());
+    }
+    match app.store.examine_state(pipeline)? {
+        ExaminedState::Damaged(_) => Ok(()),
+        ExaminedState::Absent => tell_unsaved(app, pipeline, None, ui),
+        ExaminedState::Whole(record) => tell_unsaved(app, pipeline, Some(&record.state), ui),
+    }
+}
+
+/// Says what is spooled of a pipeline whose state a command is about to replace.
+pub(super) fn tell_overtaken(app: &App, pipeline: &PipelineName, ui: &Ui) -> Result<()> {
+    tell_unsaved_of(app, pipeline, ui)?;
+    let spool = app.spool();
+    if matches!(spool.newest(&app.store, pipeline), Ok(Some(_))) {
+        ui.aside(
+            "once the state is replaced, what is spooled does not follow it any more, and the next \
+             run keeps it aside: to have it, put it back first",
+        );
     }
     Ok(())
 }

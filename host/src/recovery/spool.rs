@@ -161,6 +161,14 @@ impl Spool {
         Ok(self.entries(store, pipeline)?.pop())
     }
 
+    /// Whether nothing of a pipeline is spooled, nor was set aside.
+    ///
+    /// # Errors
+    /// `Io` when the folder cannot be read.
+    pub fn is_empty(&self, pipeline: &PipelineName) -> Result<bool> {
+        Ok(self.files_of(pipeline, ENTRY)?.is_empty() && self.conflicts(pipeline)?.is_empty())
+    }
+
     /// The files of a pipeline that were set aside.
     ///
     /// # Errors

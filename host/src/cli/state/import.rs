@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::app::App;
+use crate::cli::stale::tell_overtaken;
 use crate::cli::ui::{Ui, number_of};
 use crate::cli::{read_file, whoami};
 use crate::error::{Error, ErrorKind, Result, chain};
@@ -41,6 +42,7 @@ pub(super) fn run(
         return Err(Error::new(ErrorKind::Invalid, message)
             .hint("export one with `oxide_flow state export` to see what it looks like"));
     }
+    tell_overtaken(app, pipeline, ui)?;
     if super::tell_what_is_replaced(app, pipeline, ui)? {
         confirm(how.yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::cli::args::ValidateArgs;
 use crate::cli::exit;
+use crate::cli::stale::tell_unsaved_of;
 use crate::cli::ui::{Ui, number_of};
 use crate::error::{Error, Result, chain};
 use crate::model::PipelineName;
@@ -54,6 +55,9 @@ pub(super) fn run(app: &App, args: &ValidateArgs, ui: &Ui) -> Result<ExitCode> {
         }
         None => all(app)?,
     };
+    for row in &rows {
+        tell_unsaved_of(app, &row.pipeline, ui)?;
+    }
     if args.json {
         ui.json("state-validate", &rows)?;
     } else if rows.is_empty() {
