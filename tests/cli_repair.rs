@@ -52,7 +52,8 @@ fn put(project: &Project, change: impl FnOnce(&mut Value)) {
     let mut state = project.state("p").unwrap();
     change(&mut state);
     project.write("in.json", &state.to_string());
-    project.run(&["state", "import", "p", "--file", "in.json", "--yes"]).expect(0);
+    let import = ["state", "import", "p", "--file", "in.json", "--yes", "--ignore-rules"];
+    project.run(&import).expect(0);
 }
 
 #[test]
