@@ -283,3 +283,29 @@ fn without_backups_the_history_is_what_brings_a_lost_state_back() {
     ");
     project.run(&["state", "validate", "p"]).expect(0);
 }
+
+#[test]
+fn a_pipeline_that_there_is_nothing_of_is_not_found() {
+    let project = completed("");
+    let commands = [
+        &["state", "unlock", "nosuch", "--force"][..],
+        &["state", "clear-cache", "nosuch"],
+        &["state", "cleanup", "--stale", "--pipeline", "nosuch"],
+        &["worker", "list", "--pipeline", "nosuch"],
+    ];
+    for command in commands {
+        let told = project.run(command).expect(1).stderr;
+        assert!(told.contains("error: there is no pipeline `nosuch`"), "{command:?}: {told}");
+    }
+    let lock = ["state", "lock", "nosuch", "--reason", "it comes tomorrow"];
+    insta::assert_snapshot!(project.run(&lock).story(&project), @"
+    exit 0
+    --- stderr
+    warning: there is no pipeline `nosuch`: it has no file, and nothing is stored
+    locked pipeline `nosuch` until TIME (in 59m 59s); unlock it with `oxide_flow state unlock nosuch`
+    ");
+    project.run(&["state", "unlock", "nosuch"]).expect(0);
+    project.write("pipelines/new.yaml", INCREMENTAL);
+    let told = project.run(&["state", "unlock", "new"]).expect(0).stderr;
+    assert_eq!(told, "nobody holds pipeline `new`\n");
+}

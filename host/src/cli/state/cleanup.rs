@@ -69,6 +69,7 @@ struct Cleanup<'a> {
 }
 
 pub(super) fn run(app: &App, args: &CleanupArgs, ui: &Ui) -> Result<ExitCode> {
+    args.pipeline.iter().try_for_each(|pipeline| super::check_known(app, pipeline))?;
     let mut upkeep = Upkeep::from(&app.config.state);
     if let Some(max_age) = args.older_than {
         upkeep.retention = Retention { max_age, ..upkeep.retention };

@@ -15,6 +15,7 @@ use crate::model::{HistoryKind, PipelineName};
 use crate::recovery::replace_damaged_lease;
 
 pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> Result<ExitCode> {
+    super::check_known(app, pipeline)?;
     let holder = match super::holder_of(app, pipeline) {
         Ok(holder) => holder,
         Err(error) if error.kind() == ErrorKind::Corrupt => {

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use crate::app::App;
 use crate::cli::exit;
+use crate::cli::state::check_known;
 use crate::cli::ui::{Ui, seconds};
 use crate::error::{ErrorKind, Result, chain};
 use crate::lease::{Worker, Workers, workers};
@@ -20,6 +21,7 @@ pub(super) fn run(
     ui: &Ui,
 ) -> Result<ExitCode> {
     let wanted = |name: &PipelineName| pipeline.is_none_or(|pipeline| pipeline == name);
+    pipeline.map_or(Ok(()), |pipeline| check_known(app, pipeline))?;
     let Workers { mut workers, mut unreadable } = workers(&app.store, app.clock.as_ref())?;
     let shown = |worker: &Worker| worker.is_holding() || worker.lock_at(app.clock.now()).is_some();
     workers.retain(|worker| wanted(&worker.lease.pipeline_id) && (all || shown(worker)));
