@@ -161,7 +161,8 @@ impl From<BackendError> for Error {
                  command"
             }
             BackendErrorKind::Denied => {
-                "see that this user may write where the store is, and that it is not read-only"
+                "see that this user may read and write where the store is, and that it is not \
+                 read-only"
             }
             BackendErrorKind::Unavailable | BackendErrorKind::Timeout => {
                 "`oxide_flow health` says whether the store works"
@@ -191,8 +192,12 @@ pub fn chain(error: &dyn StdError) -> String {
 impl From<crate::config::ConfigError> for Error {
     fn from(error: crate::config::ConfigError) -> Self {
         let hint = error.hint().map(str::to_owned);
+        let cause = StdError::source(&error).map(ToString::to_string);
         let mut converted = Self::new(ErrorKind::Configuration, error.to_string());
         converted.hint = hint;
-        converted
+        match cause {
+            Some(cause) => converted.because(cause),
+            None => converted,
+        }
     }
 }
