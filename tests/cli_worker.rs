@@ -341,22 +341,18 @@ fn a_damaged_lease_is_told_and_replaced_only_by_force() {
     hint: make sure that no worker runs it, then mend it with `oxide_flow state repair p`
     ");
     insta::assert_snapshot!(project.run(&["state", "unlock", "p"]).story(&project), @"
-    exit 4
+    exit 3
     --- stderr
-    error: cannot load the lease of `p`
+    error: the damaged lease does not say who holds it; nothing was changed
+      caused by: cannot load the lease of `p`
       caused by: the backend reports corrupt
       caused by: DIR/.oxiflow/state/leases/p.json failed its checksum
-    hint: make sure that no worker runs it, then mend it with `oxide_flow state repair p`
-    error: its worker may be alive; nothing was changed
     hint: make sure that no worker runs it, then `oxide_flow state unlock p --force`
     ");
     insta::assert_snapshot!(project.run(&["state", "unlock", "p", "--force"]).story(&project), @"
     exit 0
     --- stderr
-    error: cannot load the lease of `p`
-      caused by: the backend reports corrupt
-      caused by: DIR/.oxiflow/state/leases/p.json failed its checksum
-    hint: make sure that no worker runs it, then mend it with `oxide_flow state repair p`
+    warning: the lease of `p` is damaged: cannot load the lease of `p`: the backend reports corrupt: DIR/.oxiflow/state/leases/p.json failed its checksum
     the damaged bytes are kept in quarantine as BACKUP
     replaced the damaged lease of pipeline `p`
     ");
