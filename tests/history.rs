@@ -90,6 +90,11 @@ fn every_run_that_ends_leaves_a_record_with_the_state_after_it() {
     --- stderr
     3 records in all; `--limit 3` shows them
     ");
+    insta::assert_snapshot!(story(&project, &["state", "history", "p", "--limit", "0"]), @"
+    exit 0
+    --- stderr
+    3 records in all; `--limit 3` shows them
+    ");
     let records = history(&project);
     let record = &records[1];
     for field in ["run_id", "epoch", "version", "status", "records_processed", "retry_count"] {
