@@ -429,3 +429,19 @@ fn a_pipeline_nobody_knows_has_no_history() {
     hint: `oxide_flow state history p` shows what there is
     ");
 }
+
+#[test]
+fn the_documentation_names_every_kind() {
+    let docs = std::fs::read_to_string(kit::repository().join("docs/cli.md")).unwrap();
+    let (_, section) = docs.split_once("\n## state history\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let source = kit::repository().join("host/src/model/history.rs");
+    let source = std::fs::read_to_string(source).unwrap();
+    let arms = source.lines().filter_map(|line| line.trim().strip_prefix("Self::"));
+    let kinds = arms.filter_map(|arm| arm.split('"').nth(1));
+    let kinds: Vec<_> = kinds.filter(|kind| *kind != "other").collect();
+    assert!(kinds.len() > 8, "{kinds:?}");
+    for kind in kinds {
+        assert!(section.contains(&format!("`{kind}`")), "docs/cli.md does not name `{kind}`");
+    }
+}
