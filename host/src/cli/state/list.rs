@@ -107,8 +107,8 @@ fn tell_all_unsaved(app: &App, spool: &Spool, ui: &Ui) -> Result<()> {
 enum Seen {
     /// It was deleted, or has not run.
     Nothing,
-    Lost(LostState),
-    There(Found),
+    Lost(Box<LostState>),
+    There(Box<Found>),
 }
 
 /// A state, and its lease.
@@ -120,10 +120,11 @@ struct Found {
 
 fn look(app: &App, pipeline: &PipelineName) -> Result<Seen> {
     let Some(state) = app.store.load_state(pipeline)? else {
-        return Ok(find_lost(&app.store, pipeline)?.map_or(Seen::Nothing, Seen::Lost));
+        return Ok(find_lost(&app.store, pipeline)?
+            .map_or(Seen::Nothing, |lost| Seen::Lost(Box::new(lost))));
     };
     let lease = lease_of(&app.store, app.clock.as_ref(), pipeline)?;
-    Ok(Seen::There(Found { state: state.value, lease, stale_since: None }))
+    Ok(Seen::There(Box::new(Found { state: state.value, lease, stale_since: None })))
 }
 
 fn look_into_spool(app: &App, spool: &Spool, pipeline: &PipelineName) -> Result<Seen> {
@@ -132,7 +133,7 @@ fn look_into_spool(app: &App, spool: &Spool, pipeline: &PipelineName) -> Result<
         let (rescued, now) = (spooled.rescued, app.clock.now());
         let lease = rescued.lease.map(|lease| Worker::of(lease, now));
         let stale_since = Some(rescued.rescued_at);
-        Seen::There(Found { state: rescued.state, lease, stale_since })
+        Seen::There(Box::new(Found { state: rescued.state, lease, stale_since }))
     }))
 }
 
