@@ -332,11 +332,37 @@ fn what_the_server_refuses_changes_nothing_and_has_its_kind() {
     assert_eq!(server.ask("CONFIG SET maxmemory 0").expect("an answer"), "+OK");
     refused("CONFIG SET min-replicas-to-write 1", ErrorKind::Unavailable);
     assert_eq!(server.ask("CONFIG SET min-replicas-to-write 0").expect("an answer"), "+OK");
-    refused("REPLICAOF 127.0.0.1 1", ErrorKind::Denied);
+    refused("REPLICAOF 127.0.0.1 1", ErrorKind::Unavailable);
     assert_eq!(server.ask("REPLICAOF NO ONE").expect("an answer"), "+OK");
     // A script that the server has forgotten is sent again.
     assert_eq!(server.ask("SCRIPT FLUSH").expect("an answer"), "+OK");
     store.put(&patient(), "a", b"2", &Expected::Version(version)).expect("a write");
+}
+
+#[test]
+fn a_server_that_became_a_replica_is_left_by_all_connections() {
+    let Some(server) = Server::start(DURABLE) else { return };
+    let proxy = Proxy::to_port(server.port());
+    let store = through(&proxy);
+    store.put(&patient(), "a", b"1", &Expected::Absent).expect("a write");
+    let two_at_once = || {
+        proxy.behave(Behaviour::Delay(Duration::from_millis(100)));
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| store.get(&patient(), "a").expect("a read").expect("a value"));
+            }
+        });
+        proxy.behave(Behaviour::Forward);
+        proxy.accepted()
+    };
+    let before = two_at_once();
+    assert_eq!(two_at_once(), before, "connections are kept");
+    assert_eq!(server.ask("REPLICAOF 127.0.0.1 1").expect("an answer"), "+OK");
+    let error = store.put(&patient(), "a", b"2", &Expected::Any).expect_err("a replica");
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert_eq!(two_at_once(), before + 2);
+    assert_eq!(server.ask("REPLICAOF NO ONE").expect("an answer"), "+OK");
+    store.put(&patient(), "a", b"2", &Expected::Any).expect("a write");
 }
 
 #[test]

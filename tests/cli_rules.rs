@@ -56,7 +56,7 @@ fn a_schema_says_which_field_is_wrong() {
       error many
         field  records_processed
         found  3
-        expected  value is less than the minimum of 1000
+        expected  what the schema asks for, but value is less than the minimum of 1000
         repair  a person must decide
     ");
 }
@@ -165,7 +165,7 @@ fn an_import_that_breaks_a_rule_changes_nothing_unless_it_is_wanted() {
       error many
         field  records_processed
         found  3
-        expected  value is less than the minimum of 1000
+        expected  what the schema asks for, but value is less than the minimum of 1000
         repair  a person must decide
     error: the document breaks the rule `many` of `p`
     hint: nothing was changed; mend it, or import it all the same with `--ignore-rules`

@@ -14,6 +14,8 @@ mod accepted;
 mod bench;
 #[path = "plugins/install.rs"]
 mod install;
+#[path = "plugins/kept.rs"]
+mod kept;
 #[path = "plugins/panics.rs"]
 mod panics;
 #[path = "plugins/pins.rs"]

@@ -84,6 +84,19 @@ impl Store {
         }
     }
 
+    /// Waits for a lock until the deadline; dropping the file gives it up.
+    fn lock(&self, call: &Call, name: &str) -> Result<File, BackendError> {
+        let lock = File::create(self.folder.join(name))?;
+        while let Err(error) = lock.try_lock() {
+            match error {
+                TryLockError::WouldBlock => call.check()?,
+                TryLockError::Error(error) => return Err(error.into()),
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(lock)
+    }
+
     /// Changes what the file holds. After an error it is as it was, unless the outcome is unknown
     /// (C4, C10).
     fn change<T>(
@@ -91,14 +104,10 @@ impl Store {
         call: &Call,
         change: impl FnOnce(&mut Content) -> Result<T, BackendError>,
     ) -> Result<T, BackendError> {
-        let lock = File::create(self.folder.join("lock"))?;
-        while let Err(error) = lock.try_lock() {
-            match error {
-                TryLockError::WouldBlock => call.check()?,
-                TryLockError::Error(error) => return Err(error.into()),
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        // Whoever waits holds `next`, so that no writer that comes again at once is always first.
+        let next = self.lock(call, "next")?;
+        let _lock = self.lock(call, "lock")?;
+        drop(next);
         let mut content = self.read()?;
         let result = change(&mut content)?;
         let (new, old) = (self.folder.join("content.new"), self.folder.join("content"));

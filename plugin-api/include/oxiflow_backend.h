@@ -30,9 +30,34 @@
  *  - A pointer parameter is never null, except `version` of the `value` callback; `call` may be
  *    null, which stands for no deadline and no trace id.
  *
- * The clauses that a backend keeps (whole values, durability, compare-and-swap, versions that are
- * never reused, ordered listings, ...) are C1 to C14 in the documentation of the Rust trait
- * `oxiflow_plugin_api::Backend`. `oxide_flow plugin certify FILE` proves that a library keeps them.
+ * What a backend keeps; `oxide_flow plugin certify FILE` proves that it does, clause by clause:
+ *
+ *  C1  A reader sees a whole value, the new one or the one before, also after a crash at any
+ *      instant.
+ *  C2  When `put` or `del` returns OXIFLOW_OK the change survives power loss, unless the store does
+ *      not promise OXIFLOW_CAPABILITY_DURABLE.
+ *  C3  A write whose expectation does not hold returns OXIFLOW_CONFLICT and changes nothing.
+ *  C4  A write whose outcome cannot be known returns OXIFLOW_OUTCOME_UNKNOWN, never
+ *      OXIFLOW_UNAVAILABLE.
+ *  C5  A version is never reused for a key, not even after it was deleted and made again.
+ *  C6  Operations on one key are linearizable across threads, and across processes unless the store
+ *      does not promise OXIFLOW_CAPABILITY_MULTI_PROCESS.
+ *  C7  `list` is ordered by the bytes of the keys, goes on after `after`, and misses no key that was
+ *      there all along.
+ *  C8  Any UTF-8 key of 1 to 512 bytes works, and none reaches outside of the store; any other is
+ *      OXIFLOW_INVALID.
+ *  C9  Values are any bytes, from 0 to at least 16 MiB; a larger one than the store takes is
+ *      OXIFLOW_TOO_LARGE.
+ *  C10 After any error but OXIFLOW_OUTCOME_UNKNOWN the store is as it was before the call.
+ *  C11 What was written is there after closing and opening again, unless the store does not promise
+ *      OXIFLOW_CAPABILITY_DURABLE.
+ *  C12 `open` fails with OXIFLOW_INVALID for a wrong or unknown option, which it names, and for a
+ *      configuration that is no JSON object; no secret is in an error or a log.
+ *  C13 A call returns by its deadline, with OXIFLOW_TIMEOUT or OXIFLOW_OUTCOME_UNKNOWN.
+ *  C14 A crash of the language, such as an exception, is contained: that call returns
+ *      OXIFLOW_PANIC, and the process lives.
+ *
+ * The documentation of the Rust trait `oxiflow_plugin_api::Backend` has them with reasons.
  */
 #ifndef OXIFLOW_BACKEND_H
 #define OXIFLOW_BACKEND_H

@@ -147,6 +147,13 @@ impl BackendError {
         &self.message
     }
 
+    /// The same error in other words: a message without what is secret, say.
+    #[must_use]
+    pub fn with_message(mut self, message: impl Into<String>) -> Self {
+        self.message = message.into();
+        self
+    }
+
     /// After a conflict: the version that is there, or `None` when the key is absent.
     #[must_use]
     pub fn current(&self) -> Option<&Version> {

@@ -38,11 +38,35 @@ impl Version {
         Some(version)
     }
 
+    /// A version that no write of any key has had: 128 random bits, as 32 hexadecimal digits.
+    ///
+    /// A counter that is kept with the data is as good, as long as the data cannot go back: after a
+    /// backup of the store is put back, or a standby takes over that had not received everything,
+    /// the counter gives out versions again that other contents had (clause C5).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable) when the system has no randomness.
+    pub fn random() -> Result<Self, BackendError> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| {
+            BackendError::unavailable(format!("no randomness for a version: {error}"))
+        })?;
+        let mut version = Self { length: 32, bytes: [0; Self::MAX_BYTES] };
+        for (digits, byte) in version.bytes.chunks_exact_mut(2).zip(random) {
+            digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 0x0f)]);
+        }
+        Ok(version)
+    }
+
     /// The bytes of the version, 1 to 60 of them.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.length)]
     }
+}
+
+fn digit(value: u8) -> u8 {
+    b"0123456789abcdef"[usize::from(value)]
 }
 
 impl From<u64> for Version {
@@ -149,6 +173,14 @@ mod tests {
         assert!(Version::new(b"").is_none());
         assert!(Version::new(&[7; 61]).is_none());
         assert_eq!(Version::new(&[7; 60]).unwrap().as_bytes(), &[7; 60]);
+    }
+
+    #[test]
+    fn random_versions_are_32_digits_and_differ() {
+        let [one, other] = [(); 2].map(|()| Version::random().unwrap());
+        assert_ne!(one, other);
+        assert_eq!(one.as_bytes().len(), 32);
+        assert!(one.to_string().bytes().all(|digit| digit.is_ascii_hexdigit()));
     }
 
     #[test]

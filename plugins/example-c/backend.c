@@ -4,6 +4,7 @@
  * The folder holds
  *
  *   lock        locked (flock) by whoever writes; never renamed, never removed
+ *   next        locked by whoever waits to write next; the same
  *   counter     the last version that was given out, 8 bytes
  *   H.key       one file for each key, H its hash: a header, the key, the value
  *   *.new       what is being written, left by a process that was killed and written over later
@@ -260,11 +261,11 @@ static int32_t next_version(const store *store, uint64_t *next, const oxiflow_re
 
 /* ---- Locks (C3, C6) --------------------------------------------------------------------------- */
 
-/* Opens and locks `lock`: a descriptor of its own, so that threads exclude each other as well. */
-static int32_t lock_store(const store *store, uint64_t deadline, int *lock,
-                          const oxiflow_reply *reply)
+/* Opens and locks a file: a descriptor of its own, so that threads exclude each other as well. */
+static int32_t lock_file(const store *store, const char *name, uint64_t deadline, int *lock,
+                         const oxiflow_reply *reply)
 {
-    *lock = openat(store->folder, "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    *lock = openat(store->folder, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (*lock < 0)
         return fail_errno(reply, "open the lock");
     while (flock(*lock, LOCK_EX | LOCK_NB) != 0) {
@@ -277,17 +278,34 @@ static int32_t lock_store(const store *store, uint64_t deadline, int *lock,
             close(*lock);
             return status;
         }
-        struct timespec pause = {0, 500000};
+        struct timespec pause = {0, 100000};
         nanosleep(&pause, NULL);
     }
     return OXIFLOW_OK;
 }
 
-static void unlock_store(int lock)
+static void unlock(int lock)
 {
     /* Explicitly: a child that is being forked may share the descriptor for a moment. */
     flock(lock, LOCK_UN);
     close(lock);
+}
+
+/*
+ * Only a lock that is asked for again and again can be given up at a deadline, and one that is
+ * asked for like that goes to whoever comes at the right moment: a writer that comes back at once
+ * would starve the others. So everyone passes through `next`, and whoever waits holds it.
+ */
+static int32_t lock_store(const store *store, uint64_t deadline, int *lock,
+                          const oxiflow_reply *reply)
+{
+    int next;
+    int32_t status = lock_file(store, "next", deadline, &next, reply);
+    if (status != OXIFLOW_OK)
+        return status;
+    status = lock_file(store, "lock", deadline, lock, reply);
+    unlock(next);
+    return status;
 }
 
 /* Reads what a key is at, and holds the expectation against it. */
@@ -507,7 +525,7 @@ static int32_t put(void *handle, const oxiflow_call *call, oxiflow_slice key, ox
     }
     if (status == OXIFLOW_OK)
         *version = version_of(next);
-    unlock_store(lock);
+    unlock(lock);
     return status;
 }
 
@@ -533,7 +551,7 @@ static int32_t delete_key(void *handle, const oxiflow_call *call, oxiflow_slice 
         status = fail_errno(reply, "remove a key's file");
     else if (status == OXIFLOW_OK && fsync(store->folder) != 0)
         status = fail(reply, OXIFLOW_OUTCOME_UNKNOWN, "cannot sync the folder after a removal");
-    unlock_store(lock);
+    unlock(lock);
     return status;
 }
 

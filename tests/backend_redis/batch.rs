@@ -126,7 +126,7 @@ fn what_the_server_refuses_of_a_batch_changes_nothing() {
     };
     refused("CONFIG SET maxmemory 1", ErrorKind::NoSpace);
     assert_eq!(server.ask("CONFIG SET maxmemory 0").expect("an answer"), "+OK");
-    refused("REPLICAOF 127.0.0.1 1", ErrorKind::Denied);
+    refused("REPLICAOF 127.0.0.1 1", ErrorKind::Unavailable);
     assert_eq!(server.ask("REPLICAOF NO ONE").expect("an answer"), "+OK");
     // What is no index any more is found out before anything is written.
     server.ask("RENAME {oxiflow:}index {oxiflow:}away").expect("an answer");

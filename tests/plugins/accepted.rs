@@ -6,7 +6,7 @@ use oxide_flow::plugin::Plugin;
 use oxiflow_plugin_api::{Call, ErrorKind, Expected};
 use serde_json::{Map, Value};
 
-use crate::bench::{Bench, compile};
+use crate::bench::{Bench, compile, text};
 use crate::kit::plugin_library;
 
 #[test]
@@ -197,4 +197,16 @@ fn options_that_fit_are_taken() {
     compile(&bench.library(), &[]);
     let ran = bench.run(&["-v", "state", "list"]).expect(0);
     assert!(ran.stderr.contains("opened a list"), "{}", ran.stderr);
+}
+
+#[test]
+fn keys_that_nobody_asked_for_are_an_error_of_the_backend() {
+    let bench = Bench::with_c(&[&text("LISTED", "stray")]);
+    let ran = bench.run(&["state", "list"]).expect(70);
+    assert_snapshot!(bench.hide(&ran.stderr), @r"
+    warning: the `tiny` backend keeps state inside one process: other commands do not see it, and it is gone when the process ends
+    error: cannot list the pipelines
+      caused by: the backend reports internal error
+      caused by: the backend broke the contract: a listing has a key without the prefix, or not after the one before (C7)
+    ");
 }

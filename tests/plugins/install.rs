@@ -2,7 +2,7 @@
 //! wrong changes nothing.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use insta::assert_snapshot;
 use serde_json::Value;
@@ -126,6 +126,67 @@ fn removing_takes_the_file_its_versions_and_the_pin_away_after_asking() {
     let ran = bench.run(&["plugin", "remove", "tiny", "--yes"]).expect(2);
     assert!(ran.stderr.contains("was not installed by oxide_flow"), "{}", ran.stderr);
     assert!(bench.library().exists());
+    // Its pin is.
+    bench.install(&bench.library()).expect(0);
+    let ran = bench.run(&["plugin", "remove", "tiny", "--yes"]).expect(0);
+    assert_snapshot!(bench.hide(&ran.stderr), @r"
+    [project]/plugins/liboxiflow_backend_tiny.so stays: it was not installed by oxide_flow
+    this removes its pin from [project]/plugins.lock
+    warning: this project keeps its state in `tiny`
+    unpinned `tiny`
+    ");
+    assert!(bench.library().exists() && pins(&bench).is_empty());
+}
+
+#[test]
+fn of_a_folder_all_plugins_are_installed_or_none() {
+    let bench = Bench::empty();
+    let library = bench.built("1.0", &[]);
+    let folder = library.parent().unwrap();
+    std::fs::write(folder.join("liboxiflow_backend_zz.so"), "text").unwrap();
+    bench.install(folder).expect(2);
+    compile(&folder.join("liboxiflow_backend_zz.so"), &["-DNAME=\"other\""]);
+    let ran = bench.install(folder).expect(2);
+    assert!(!ran.stderr.contains("installed `"), "{}", ran.stderr);
+    assert!(contents(&bench.folder()).is_empty());
+    compile(&folder.join("liboxiflow_backend_zz.so"), &["-DNAME=\"zz\""]);
+    bench.install(folder).expect(0);
+    assert_eq!(pins(&bench).len(), 2);
+}
+
+#[test]
+fn a_build_that_cannot_be_written_whole_leaves_nothing() {
+    if !available("strace") {
+        return;
+    }
+    let bench = Bench::empty();
+    bench.install(&bench.built("1.0", &[])).expect(0);
+    let next = bench.built("1.1", &[]);
+    let kept = || {
+        let builds = bench.folder().join(".versions/tiny").read_dir().unwrap();
+        let names = builds.map(|build| build.unwrap().file_name().into_string().unwrap());
+        names.collect::<Vec<_>>()
+    };
+    let before = kept();
+    for point in 1.. {
+        let command = bench.command(&["plugin", "install", next.to_str().unwrap()]);
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-o", "/dev/null", "-e"]);
+        traced.arg(format!("inject=fsync:error=ENOSPC:when={point}"));
+        traced.arg(command.get_program()).args(command.get_args());
+        traced.current_dir(command.get_current_dir().unwrap());
+        traced.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let ran = Ran::from(traced.output().unwrap());
+        if ran.code == 0 {
+            assert!(point > 4, "the disk was full {point} times");
+            break;
+        }
+        assert!(ran.stderr.contains("No space left on device"), "{}", ran.stderr);
+        if bench.used_version() == "1.0" {
+            assert_eq!(kept(), before, "call {point}");
+        }
+    }
+    assert_eq!(kept().len(), 2);
 }
 
 #[test]
@@ -334,6 +395,24 @@ fn an_install_that_is_killed_anywhere_leaves_a_plugin_that_may_be_loaded() {
 }
 
 #[test]
+fn a_folder_may_hold_the_plugins_and_their_pins() {
+    let bench = Bench::empty();
+    let folder = bench.project.path();
+    let run = |arguments: &[&str]| {
+        let mut command = bench.project.command(arguments);
+        Ran::from(command.env("OXIFLOW_PLUGIN_PATH", folder).output().unwrap()).expect(0)
+    };
+    let library = |version: &str| bench.built(version, &[]).to_str().unwrap().to_owned();
+    run(&["plugin", "install", &library("1.0")]);
+    run(&["plugin", "install", &library("1.1")]);
+    run(&["plugin", "rollback", "tiny"]);
+    assert_eq!(pins(&bench)[0]["version"].as_str(), Some("1.0"));
+    run(&["plugin", "verify", "tiny"]);
+    run(&["plugin", "remove", "tiny", "--yes"]);
+    assert_eq!(pins(&bench), []);
+}
+
+#[test]
 fn two_at_once_install_one_after_the_other() {
     let bench = Bench::empty();
     let libraries = ["1.0", "1.1", "1.2", "1.3"].map(|version| bench.built(version, &[]));
@@ -392,4 +471,22 @@ fn a_run_is_not_disturbed_by_an_install_and_the_next_one_uses_the_new_version() 
     let used = document["data"].as_array().unwrap().iter().find(|row| row["status"] == "in use");
     assert_eq!(used.unwrap()["sha256"], pins(&bench)[0]["sha256"].as_str().unwrap());
     assert_eq!(used.unwrap()["trust"], "pinned");
+}
+
+#[test]
+fn a_folder_of_somebody_else_is_not_installed_into_and_a_link_to_the_pins_stays_one() {
+    let bench = Bench::empty();
+    let library = bench.built("1.0", &[]);
+    if !rustix::process::geteuid().is_root() {
+        set_mode(&bench.folder(), 0o555);
+        let ran = bench.install(&library).expect(1);
+        set_mode(&bench.folder(), 0o755);
+        assert!(ran.stderr.contains("--to DIR"), "{}", ran.stderr);
+    }
+    let kept = bench.project.path().join("kept.lock");
+    std::os::unix::fs::symlink(&kept, bench.project.path().join("plugins.lock")).unwrap();
+    std::fs::write(&kept, "version = 1\n").unwrap();
+    bench.install(&library).expect(0);
+    assert!(bench.project.path().join("plugins.lock").is_symlink());
+    assert_eq!(pins(&bench).len(), 1);
 }

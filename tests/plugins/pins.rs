@@ -112,6 +112,31 @@ fn another_build_in_the_place_of_the_pinned_one_is_refused() {
 }
 
 #[test]
+fn a_project_whose_configuration_cannot_be_used_is_not_taken_for_none() {
+    let pinned = Pinned::new();
+    let library = pinned.library();
+    compile(&library, &[&text("MARKER", &pinned.marker), "-DVERSION=\"6.6\""]);
+    std::fs::remove_file(&pinned.marker).unwrap();
+    let good = pinned.bench.project.read("oxiflow.yaml");
+    for wrong in ["plugins: {trust: sined}\n", "bogus: 1\n", "plugins: {path: [${NOWHERE}]}\n"] {
+        pinned.bench.project.write("oxiflow.yaml", &format!("{good}{wrong}"));
+        let file = library.to_str().unwrap();
+        for arguments in [
+            &["plugin", "verify"][..],
+            &["plugin", "list"],
+            &["plugin", "outdated"],
+            &["plugin", "install", file],
+            &["plugin", "rollback", "tiny"],
+            &["plugin", "remove", "tiny", "--yes"],
+        ] {
+            let ran = pinned.bench.run(arguments).expect(2);
+            assert!(ran.stderr.contains("oxiflow.yaml:"), "{arguments:?}: {}", ran.stderr);
+        }
+    }
+    assert!(!pinned.marker.exists(), "its constructor ran");
+}
+
+#[test]
 fn a_flipped_bit_anywhere_in_a_pinned_library_is_seen_before_its_constructor_runs() {
     let pinned = Pinned::new();
     let (library, trust) = (pinned.library(), pinned.trust(TrustLevel::Any));
@@ -220,10 +245,10 @@ fn where_pins_are_asked_for_a_library_without_one_is_refused() {
         bench.hide(&ran.stderr)
     };
     bench.configure("plugins: {trust: pinned}\n");
-    assert_snapshot!(refusal(&bench), @r#"
+    assert_snapshot!(refusal(&bench), @r"
     error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it has no manifest (liboxiflow_backend_tiny.toml), which oxiflow.yaml asks for
-    hint: install it with the manifest that came with it; its author writes one with `oxide_flow plugin manifest [project]/plugins/liboxiflow_backend_tiny.so`
-    "#);
+    hint: install it with the manifest that came with it; whoever built it makes one with `oxide_flow plugin manifest [project]/plugins/liboxiflow_backend_tiny.so > [project]/plugins/liboxiflow_backend_tiny.toml`
+    ");
     bench.describe(&bench.library());
     std::fs::remove_file(&marker).unwrap();
     assert_snapshot!(refusal(&bench), @r#"

@@ -41,6 +41,17 @@ fn an_empty_file_is_refused() {
 }
 
 #[test]
+fn a_file_larger_than_any_library_is_refused_unread() {
+    let bench = Bench::empty();
+    std::fs::File::create(bench.library()).unwrap().set_len(1 << 40).unwrap();
+    set_mode(&bench.library(), 0o755);
+    assert_snapshot!(bench.refusal(), @r"
+    error: cannot read [project]/plugins/liboxiflow_backend_tiny.so
+      caused by: it has 1099511627776 bytes, and no plugin has more than 1073741824
+    ");
+}
+
+#[test]
 fn a_program_is_refused() {
     assert_snapshot!(refusal_of_program(&["-no-pie"]), @r#"
     error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it is not a shared library (another kind of ELF file)
@@ -62,20 +73,20 @@ fn a_library_for_another_processor_is_refused() {
     let mut bytes = std::fs::read(plugin_library("memory")).unwrap();
     // The field `e_machine` of the ELF header; 243 is RISC-V, 62 x86-64.
     bytes[18] = if cfg!(target_arch = "riscv64") { 62 } else { 243 };
-    assert_snapshot!(refusal_of_bytes(&bytes), @r#"
-    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it is built for another kind of processor
+    assert_snapshot!(refusal_of_bytes(&bytes), @r"
+    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it is built for riscv64, and this program loads those for x86_64
     hint: install the plugin again, built for this machine
-    "#);
+    ");
 }
 
 #[test]
 fn a_32_bit_library_is_refused() {
     let mut bytes = std::fs::read(plugin_library("memory")).unwrap();
     bytes[4] = 1;
-    assert_snapshot!(refusal_of_bytes(&bytes), @r#"
-    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it is not a 64-bit little-endian library
+    assert_snapshot!(refusal_of_bytes(&bytes), @r"
+    error: [project]/plugins/liboxiflow_backend_tiny.so is not loaded: it is not a 64-bit little-endian library, and this program loads those for x86_64
     hint: install the plugin again, built for this machine
-    "#);
+    ");
 }
 
 #[test]

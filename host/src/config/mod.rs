@@ -54,6 +54,14 @@ pub enum ProjectLocation {
     SearchFrom(PathBuf),
 }
 
+impl ProjectLocation {
+    /// Whether there is a project, whatever is in its `oxiflow.yaml`.
+    #[must_use]
+    pub fn has_project(&self) -> bool {
+        project::find(self).is_ok()
+    }
+}
+
 /// A project's configuration, fully resolved.
 ///
 /// Its `Debug` names variables and backend options and hides their values, which may be secrets.

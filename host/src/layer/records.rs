@@ -452,7 +452,7 @@ impl Records {
     /// Lists up to `limit` keys that start with `prefix` and come after `after`.
     ///
     /// # Errors
-    /// As the storage fails.
+    /// As the storage fails; `Internal` when it returns other keys than these.
     pub fn list(
         &self,
         call: &Call,
@@ -460,7 +460,12 @@ impl Records {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Listed>, BackendError> {
-        self.metrics.logical.list.observe(|| self.storage.list(call, prefix, after, limit), |_| 0)
+        let list = || {
+            let rows = self.storage.list(call, prefix, after, limit)?;
+            check_rows(&rows, prefix, after)?;
+            Ok(rows)
+        };
+        self.metrics.logical.list.observe(list, |_| 0)
     }
 
     /// Asks the storage for its condition.
@@ -478,6 +483,21 @@ enum Found<T> {
     Kept(Arc<T>, usize),
     /// A record that must be parsed.
     Read(Record),
+}
+
+/// Whether rows are those that were asked for, in their order: callers cut the prefix off, and go
+/// on after the last key until there is none.
+fn check_rows(rows: &[Listed], prefix: &str, after: Option<&str>) -> Result<(), BackendError> {
+    let mut last = after.unwrap_or_default();
+    for row in rows {
+        if !row.key.starts_with(prefix) || row.key.as_str() <= last {
+            let message = "the backend broke the contract: a listing has a key without the prefix, \
+                           or not after the one before (C7)";
+            return Err(BackendError::internal(message));
+        }
+        last = &row.key;
+    }
+    Ok(())
 }
 
 /// Whether two bodies are one document; the space between its parts does not count.

@@ -5,7 +5,8 @@
 //! whether it happened, and a compare-and-swap that has not happened can be tried again, since
 //! of two attempts with one expectation only one can succeed. A write that is found to have happened
 //! is confirmed by writing the same bytes over it: what can be read is not yet what survives a
-//! power loss, and a store may lose the answer exactly because it could not make it durable.
+//! power loss, and a store may lose the answer exactly because it could not make it durable. A
+//! write that a bug of the backend broke off is read back as well, and not tried again.
 //!
 //! Opening the storage is repeated like a call on it: a server that is restarted, or loses one
 //! answer, may do so before the first call as well.
@@ -88,6 +89,17 @@ pub fn opened<T>(
     repeat(&Call::within(patience), open)
 }
 
+/// Whether the error does not tell what became of a write.
+fn may_have_happened(error: &BackendError) -> bool {
+    error.kind() == ErrorKind::OutcomeUnknown || is_bug(error)
+}
+
+/// Whether the backend broke off by a fault of its own: it may have come to any point, and would
+/// do the same again.
+fn is_bug(error: &BackendError) -> bool {
+    matches!(error.kind(), ErrorKind::Panic | ErrorKind::Internal)
+}
+
 /// What is stored, compared to what a write of unknown outcome wanted.
 enum Outcome {
     /// The write happened, and made this version.
@@ -136,7 +148,7 @@ impl Retry {
                 Err(error) => error,
             };
             // A conflict after an attempt in doubt may be with that very attempt.
-            let doubtful = error.kind() == ErrorKind::OutcomeUnknown
+            let doubtful = may_have_happened(&error)
                 || (error.kind() == ErrorKind::Conflict && in_doubt.is_some());
             if !doubtful {
                 if error.kind().is_retryable() && attempts.next(&error) {
@@ -149,7 +161,9 @@ impl Retry {
                 Ok(Outcome::Happened(version)) => {
                     return happened(version, in_doubt.unwrap_or(error));
                 }
-                Ok(Outcome::NotYet) if attempts.next(&error) => in_doubt = Some(error),
+                Ok(Outcome::NotYet) if !is_bug(&error) && attempts.next(&error) => {
+                    in_doubt = Some(error);
+                }
                 // Also after a conflict: an attempt in doubt may have happened and have been
                 // overwritten since, and a caller told of a conflict would do it again.
                 Ok(Outcome::NotYet | Outcome::Unknown) | Err(_) => {
@@ -253,15 +267,13 @@ impl Storage for Retry {
             return applied;
         }
         let results = match applied {
-            Err(error) if error.kind() == ErrorKind::OutcomeUnknown => {
+            Err(error) if may_have_happened(&error) => {
                 vec![Err(error); changes.len()]
             }
             applied => applied?,
         };
         let settled = results.into_iter().zip(changes).map(|(result, change)| match result {
-            Err(error)
-                if error.kind() == ErrorKind::OutcomeUnknown || error.kind().is_retryable() =>
-            {
+            Err(error) if may_have_happened(&error) || error.kind().is_retryable() => {
                 self.settle(call, change, error)
             }
             result => result,
@@ -309,6 +321,10 @@ mod tests {
         Unavailable,
         /// Writes, and then loses the answer.
         WrittenThenUnknown,
+        /// Writes, and then panics.
+        WrittenThenPanic,
+        /// Panics before it writes.
+        Panic,
         /// Does not write, and loses the answer.
         UnwrittenUnknown,
         /// Somebody else writes first.
@@ -364,6 +380,11 @@ mod tests {
                     self.store(key, value, expected)?;
                     Err(BackendError::outcome_unknown("lost"))
                 }
+                Some(Fault::WrittenThenPanic) => {
+                    self.store(key, value, expected)?;
+                    Err(BackendError::new(ErrorKind::Panic, "a bug"))
+                }
+                Some(Fault::Panic) => Err(BackendError::new(ErrorKind::Panic, "a bug")),
                 Some(Fault::UnwrittenUnknown) => Err(BackendError::outcome_unknown("lost")),
                 Some(Fault::Overtaken) => {
                     self.store(key, b"theirs", &Expected::Any)?;
@@ -441,6 +462,15 @@ mod tests {
         assert_eq!(put(&store, Expected::Absent).unwrap(), Version::from(2));
         assert_eq!(*inner.counter.lock().unwrap(), 2);
         assert_eq!(inner.entries.lock().unwrap()["k"].value, b"ours");
+    }
+
+    #[test]
+    fn a_write_that_happened_before_a_panic_is_found_and_one_that_did_not_is_not_repeated() {
+        let (store, _) = Scripted::failing(&[Fault::WrittenThenPanic]);
+        assert_eq!(put(&store, Expected::Absent).unwrap(), Version::from(2));
+        let (store, inner) = Scripted::failing(&[Fault::Panic]);
+        assert_eq!(put(&store, Expected::Absent).unwrap_err().kind(), ErrorKind::Panic);
+        assert_eq!(*inner.counter.lock().unwrap(), 0);
     }
 
     #[test]

@@ -25,6 +25,12 @@ use crate::error::{Error, ErrorKind, Result};
 /// The largest manifest or signature that is read, in bytes.
 const SIDECAR_LIMIT: u64 = 64 * 1024;
 
+const SIDECAR_REMEDY: &str =
+    "put the files themselves that came with the plugin there, as text and no links to them";
+
+/// The largest library that is read, in bytes.
+const LARGEST: u64 = 1 << 30;
+
 /// A library's file, read once, and what lies beside it. None of its code has run.
 pub struct Candidate {
     file: PathBuf,
@@ -114,7 +120,10 @@ impl Candidate {
     }
 
     /// Reads a library that anybody may have put there.
-    pub(super) fn read_anybodys(file: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// `Configuration` when it cannot be read.
+    pub fn read_anybodys(file: &Path) -> Result<Self> {
         let real = file.canonicalize().map_err(|error| unreadable(file, error))?;
         let (opened, _) = open(file, &real)?;
         Self::read_opened(file, real, opened)?.with_sidecars(true)
@@ -212,7 +221,7 @@ impl Candidate {
         match elf_objection(&self.bytes) {
             Some(objection) => {
                 let remedy = "install the plugin again, built for this machine";
-                Err(refusal(&self.file, objection, remedy))
+                Err(refusal(&self.file, &objection, remedy))
             }
             None => Ok(()),
         }
@@ -307,7 +316,12 @@ fn open(file: &Path, real: &Path) -> Result<(File, Metadata)> {
 /// The bytes of a file, from its start. Whoever else was passed this descriptor shares its position
 /// in the file, and may be reading at this moment, so it is neither used nor moved.
 fn read_whole(opened: &File) -> std::io::Result<Vec<u8>> {
-    let size = usize::try_from(opened.metadata()?.len()).unwrap_or_default();
+    let size = opened.metadata()?.len();
+    if size > LARGEST {
+        let message = format!("it has {size} bytes, and no plugin has more than {LARGEST}");
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, message));
+    }
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
     let mut bytes = vec![0; size];
     let mut at = 0;
     while at < size {
@@ -328,19 +342,18 @@ fn sidecar(file: &Path) -> Result<Option<String>> {
     let opened = match File::options().read(true).custom_flags(flags).open(file) {
         Ok(opened) => opened,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(file, error)),
+        Err(error) => return Err(unreadable(file, error).hint(SIDECAR_REMEDY)),
     };
     let metadata = opened.metadata().map_err(|error| unreadable(file, error))?;
     if !metadata.is_file() || metadata.len() > SIDECAR_LIMIT {
         let message = format!("{} is no manifest or signature", file.display());
-        return Err(Error::new(ErrorKind::Configuration, message)
-            .hint("install the plugin again, with the files that came with it"));
+        return Err(Error::new(ErrorKind::Configuration, message).hint(SIDECAR_REMEDY));
     }
     let mut text = String::new();
     opened
         .take(SIDECAR_LIMIT)
         .read_to_string(&mut text)
-        .map_err(|error| unreadable(file, error))?;
+        .map_err(|error| unreadable(file, error).hint(SIDECAR_REMEDY))?;
     Ok(Some(text))
 }
 
@@ -386,30 +399,44 @@ pub(super) fn ownership_objection(metadata: &Metadata) -> Option<String> {
     }
 }
 
+/// The numbers of processors in the header of an ELF file, by the System V ABI, and what Rust calls
+/// them.
+const MACHINES: [(u64, &str); 8] = [
+    (3, "x86"),
+    (8, "mips"),
+    (21, "powerpc64"),
+    (22, "s390x"),
+    (40, "arm"),
+    (62, "x86_64"),
+    (183, "aarch64"),
+    (243, "riscv64"),
+];
+
 /// Why the bytes are no whole shared library of this machine. `dlopen` of a truncated library can
 /// end the process with a bus error, so it is looked at before.
-fn elf_objection(bytes: &[u8]) -> Option<&'static str> {
+fn elf_objection(bytes: &[u8]) -> Option<String> {
     let word = |at: usize, width: usize| -> Option<u64> {
         let field = bytes.get(at..at + width)?;
         Some(field.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
     };
     if !bytes.starts_with(b"\x7fELF") {
-        return Some("it is not a shared library (no ELF header)");
+        return Some("it is not a shared library (no ELF header)".to_owned());
     }
+    let ours = std::env::consts::ARCH;
     if bytes.get(4..6) != Some(&[2, 1]) {
-        return Some("it is not a 64-bit little-endian library");
+        return Some(format!(
+            "it is not a 64-bit little-endian library, and this program loads those for {ours}"
+        ));
     }
-    let machine = match std::env::consts::ARCH {
-        "x86_64" => Some(62),
-        "aarch64" => Some(183),
-        "riscv64" => Some(243),
-        _ => None,
-    };
-    if machine.is_some() && word(18, 2) != machine {
-        return Some("it is built for another kind of processor");
+    let machine = MACHINES.iter().find(|(_, name)| *name == ours).map(|(number, _)| *number);
+    let theirs = word(18, 2);
+    if machine.is_some() && theirs != machine {
+        let known = MACHINES.iter().find(|(number, _)| Some(*number) == theirs);
+        let theirs = known.map_or("another kind of processor", |(_, name)| *name);
+        return Some(format!("it is built for {theirs}, and this program loads those for {ours}"));
     }
     if word(16, 2) != Some(3) {
-        return Some("it is not a shared library (another kind of ELF file)");
+        return Some("it is not a shared library (another kind of ELF file)".to_owned());
     }
     let whole = || -> Option<bool> {
         let size = bytes.len() as u64;
@@ -422,7 +449,7 @@ fn elf_objection(bytes: &[u8]) -> Option<&'static str> {
         }
         Some(whole)
     };
-    (whole() != Some(true)).then_some("it is truncated")
+    (whole() != Some(true)).then(|| "it is truncated".to_owned())
 }
 
 const SEALS: SealFlags =

@@ -8,16 +8,16 @@
 //!
 //! What is in a folder of `.versions` never changes, so library, manifest and signature change
 //! together, in one rename of a link. Discovery sees only the first of these names. A
-//! library that was copied into the folder by hand is adopted when another is to take its place.
+//! library that was copied into the folder by hand is adopted when it is to be gone back to.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::Access;
 
 use super::check::{Candidate, Sidecars, manifest_of, signature_of};
+use super::digest::Digest;
 use super::discovery::{LIBRARY_PREFIX, LIBRARY_SUFFIX};
-use super::lock::hold;
+use super::lock::Held;
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -29,7 +29,7 @@ const FOLDER_MODE: u32 = 0o755;
 /// A folder of plugins that nobody else changes meanwhile.
 pub(super) struct Folder {
     path: PathBuf,
-    _held: File,
+    held: Held,
 }
 
 /// How the library of a backend is called.
@@ -37,11 +37,29 @@ pub(super) fn library_name(backend: &str) -> String {
     format!("{LIBRARY_PREFIX}{backend}{LIBRARY_SUFFIX}")
 }
 
+/// Whether `plugin install` put the library of a backend into a folder.
+#[must_use]
+pub fn is_installed(folder: &Path, backend: &str) -> bool {
+    version_of(folder, &folder.join(library_name(backend)), backend).is_some()
+}
+
+/// The library of a link in a folder, if it is one into the versions of this backend there.
+fn version_of(folder: &Path, link: &Path, backend: &str) -> Option<PathBuf> {
+    let target = std::fs::read_link(link).ok()?;
+    let within = target.starts_with(Path::new(VERSIONS).join(backend));
+    within.then(|| folder.join(target))
+}
+
 impl Folder {
     /// Makes the folder if it is missing, and waits until nobody else changes it.
     pub(super) fn open(path: &Path) -> Result<Self> {
         durable::make_folders(path, FOLDER_MODE)?;
-        Ok(Self { path: path.to_owned(), _held: hold(path)? })
+        Ok(Self { path: path.to_owned(), held: Held::of(path)? })
+    }
+
+    /// That nobody else changes it.
+    pub(super) fn held(&self) -> &Held {
+        &self.held
     }
 
     /// Where the library of a backend is found.
@@ -57,25 +75,34 @@ impl Folder {
         self.path.join(VERSIONS).join(backend)
     }
 
-    /// The library of a link, if it is one into the versions of this backend.
-    fn version_of(&self, link: &Path, backend: &str) -> Option<PathBuf> {
-        let target = std::fs::read_link(link).ok()?;
-        let within = target.starts_with(Path::new(VERSIONS).join(backend));
-        within.then(|| self.path.join(target))
-    }
-
     /// Whether `plugin install` put the library of a backend here.
     pub(super) fn installed(&self, backend: &str) -> bool {
-        self.version_of(&self.library(backend), backend).is_some()
+        is_installed(&self.path, backend)
     }
 
     /// The library of the version before.
     pub(super) fn previous(&self, backend: &str) -> Option<PathBuf> {
-        self.version_of(&self.previous_link(backend), backend)
+        version_of(&self.path, &self.previous_link(backend), backend)
     }
 
-    /// Writes a build beside the others, where nothing finds it yet. Returns its library.
+    /// The build of a backend that has these bytes, if it is kept here and may be loaded.
+    pub(super) fn kept(&self, backend: &str, digest: Digest) -> Option<PathBuf> {
+        let builds = std::fs::read_dir(self.versions(backend)).ok()?;
+        builds
+            .filter_map(Result::ok)
+            .map(|build| build.path().join(library_name(backend)))
+            .find(|library| Candidate::read(library).is_ok_and(|found| found.digest() == digest))
+    }
+
+    /// Writes a build beside the others, where nothing finds it yet. Returns its library. What is left
+    /// when that fails is for [`prune`](Self::prune).
     pub(super) fn stage(&self, backend: &str, version: &str, from: &Candidate) -> Result<PathBuf> {
+        if let Err(error) = rustix::fs::access(&self.path, Access::WRITE_OK) {
+            let message = format!("cannot install plugins in {}", self.path.display());
+            return Err(Error::new(ErrorKind::Denied, message)
+                .because(std::io::Error::from(error))
+                .hint("do it as the owner of that folder, or name another one with `--to DIR`"));
+        }
         let versions = self.versions(backend);
         durable::make_folders(&versions, FOLDER_MODE)?;
         let safe = |c: char| if c.is_ascii_alphanumeric() || ".+_-".contains(c) { c } else { '_' };
@@ -87,66 +114,43 @@ impl Folder {
         let free = names.find(|name| !versions.join(name).exists()).unwrap_or(name);
         let beside = versions.join(format!(".{}", ulid::Ulid::generate()));
         durable::make_folders(&beside, FOLDER_MODE)?;
-        let library = beside.join(library_name(backend));
-        durable::write_new(&library, from.bytes(), 0o755)?;
-        let Sidecars { manifest, signature } = from.sidecars();
-        let sidecars = [(manifest_of(&library), manifest), (signature_of(&library), signature)];
-        for (file, text) in sidecars {
-            if let Some(text) = text {
-                durable::write_new(&file, text.as_bytes(), 0o644)?;
-            }
-        }
-        durable::sync(&beside)?;
+        write_build(&beside.join(library_name(backend)), from)?;
         durable::rename(&beside, &versions.join(&free))?;
         Ok(versions.join(free).join(library_name(backend)))
     }
 
-    /// Makes a staged build the one that is found, and the one that was the previous one.
-    pub(super) fn activate(&self, backend: &str, staged: &Path) -> Result<()> {
-        self.adopt(backend)?;
-        let link = self.library(backend);
-        if let Some(current) = self.version_of(&link, backend) {
-            durable::replace_link(&self.previous_link(backend), &self.relative(&current))?;
+    /// Makes a build the one that is found, and another the one that is gone back to: by default the
+    /// one that was found.
+    pub(super) fn activate(
+        &self,
+        backend: &str,
+        build: &Path,
+        previous: Option<PathBuf>,
+    ) -> Result<()> {
+        let found = || version_of(&self.path, &self.library(backend), backend);
+        if let Some(previous) = previous.or_else(|| found().filter(|build| build.exists())) {
+            self.keep(backend, &previous)?;
         }
-        durable::replace_link(&link, &self.relative(staged))?;
+        durable::replace_link(&self.library(backend), &self.relative(build))?;
         self.remove_sidecars(backend)
     }
 
-    /// Makes the previous build the one that is found, and the other way round.
-    pub(super) fn exchange(&self, backend: &str) -> Result<()> {
-        self.adopt(backend)?;
-        let (link, before) = (self.library(backend), self.previous_link(backend));
-        match rustix::fs::renameat_with(CWD, &link, CWD, &before, RenameFlags::EXCHANGE) {
-            Ok(()) => durable::sync(&self.path),
-            Err(error) => {
-                tracing::debug!(%error, "links cannot be exchanged here; replacing one by one");
-                let targets = self.version_of(&link, backend).zip(self.previous(backend));
-                let Some((current, previous)) = targets else {
-                    let message = format!("cannot replace {}", link.display());
-                    return Err(Error::new(ErrorKind::Io, message).because(error));
-                };
-                durable::replace_link(&link, &self.relative(&previous))?;
-                durable::replace_link(&before, &self.relative(&current))
-            }
+    /// Makes a build the one that is gone back to.
+    pub(super) fn keep(&self, backend: &str, build: &Path) -> Result<()> {
+        if self.previous(backend).as_deref() == Some(build) {
+            return Ok(());
         }
+        durable::replace_link(&self.previous_link(backend), &self.relative(build))
     }
 
     /// Removes all of a backend that was installed here.
     pub(super) fn remove(&self, backend: &str) -> Result<()> {
-        let cannot = |path: &Path, error| {
-            let message = format!("cannot remove {}", path.display());
-            Error::new(ErrorKind::Io, message).because(error)
-        };
         for link in [self.library(backend), self.previous_link(backend)] {
-            match std::fs::remove_file(&link) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(cannot(&link, error));
-                }
-                _ => durable::sync(&self.path)?,
-            }
+            remove_file(&link)?;
         }
+        durable::sync(&self.path)?;
         let versions = self.versions(backend);
-        std::fs::remove_dir_all(&versions).map_err(|error| cannot(&versions, error))
+        gone(&versions, std::fs::remove_dir_all(&versions))
     }
 
     /// Removes the builds that no link leads to. What cannot be removed stays: it is not found.
@@ -154,7 +158,8 @@ impl Folder {
         let links = [self.library(backend), self.previous_link(backend)];
         let is_link = |name: &str| links.iter().any(|link| link.ends_with(name));
         durable::remove_leftovers(&self.path, is_link);
-        let kept = links.map(|link| self.version_of(&link, backend)?.parent().map(Path::to_owned));
+        let kept =
+            links.map(|link| version_of(&self.path, &link, backend)?.parent().map(Path::to_owned));
         let Ok(entries) = std::fs::read_dir(self.versions(backend)) else {
             return;
         };
@@ -167,15 +172,16 @@ impl Folder {
         }
     }
 
-    /// Moves a library that was copied here by hand to the versions, without a moment in which
-    /// none is found.
-    fn adopt(&self, backend: &str) -> Result<()> {
+    /// Moves a library that was copied here by hand to the versions if it has these bytes, without
+    /// a moment in which none is found.
+    pub(super) fn adopt(&self, backend: &str, digest: Digest) -> Result<()> {
         let file = self.library(backend);
         if self.installed(backend) || file.symlink_metadata().is_err() {
             return Ok(());
         }
         let candidate = match Candidate::read(&file) {
-            Ok(candidate) => candidate,
+            Ok(candidate) if candidate.digest() == digest => candidate,
+            Ok(_) => return Ok(()),
             // One that may not be loaded must not become one that may by being copied.
             Err(error) => {
                 tracing::warn!(%error, "the library that is replaced is not kept");
@@ -191,19 +197,38 @@ impl Folder {
     /// Those of a library that was here before the link.
     fn remove_sidecars(&self, backend: &str) -> Result<()> {
         let library = self.library(backend);
-        for file in [manifest_of(&library), signature_of(&library)] {
-            match std::fs::remove_file(&file) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    let message = format!("cannot remove {}", file.display());
-                    return Err(Error::new(ErrorKind::Io, message).because(error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        remove_file(&manifest_of(&library))?;
+        remove_file(&signature_of(&library))
     }
 
     fn relative(&self, library: &Path) -> PathBuf {
         library.strip_prefix(&self.path).unwrap_or(library).to_owned()
+    }
+}
+
+/// Writes the library of a build, which is in a folder of its own, and what belongs to it.
+fn write_build(library: &Path, from: &Candidate) -> Result<()> {
+    durable::write_new(library, from.bytes(), 0o755)?;
+    let Sidecars { manifest, signature } = from.sidecars();
+    for (file, text) in [(manifest_of(library), manifest), (signature_of(library), signature)] {
+        if let Some(text) = text {
+            durable::write_new(&file, text.as_bytes(), 0o644)?;
+        }
+    }
+    durable::sync(durable::folder_of(library))
+}
+
+fn remove_file(file: &Path) -> Result<()> {
+    gone(file, std::fs::remove_file(file))
+}
+
+/// What was to be removed may have been removed before.
+fn gone(path: &Path, removed: std::io::Result<()>) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            let message = format!("cannot remove {}", path.display());
+            Err(Error::new(ErrorKind::Io, message).because(error))
+        }
+        _ => Ok(()),
     }
 }

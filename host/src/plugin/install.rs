@@ -51,53 +51,73 @@ pub struct Installed {
 /// Loads a checked library in a process of its own and tells what it says of itself.
 pub type Describe<'a> = dyn Fn(&CheckedLibrary) -> Result<Described> + 'a;
 
-/// Installs a library and pins it.
+/// A library that may be installed.
+pub struct Prepared {
+    candidate: Candidate,
+    backend: String,
+    /// Without a `previous`.
+    pin: Pin,
+}
+
+/// Checks a library that is to be installed. Nothing is changed yet.
 ///
 /// # Errors
-/// `Configuration` when it must not or cannot be loaded from there, `Io` and the like when files
-/// cannot be written; what was installed before still is.
-pub fn install(
+/// `Configuration` when it must not or cannot be loaded from there.
+pub fn prepare(
     place: &Place<'_>,
-    candidate: &Candidate,
+    candidate: Candidate,
     describe: &Describe<'_>,
-) -> Result<Installed> {
+) -> Result<Prepared> {
     let backend = candidate.backend().ok_or_else(|| {
         let name = format!("{LIBRARY_PREFIX}NAME{LIBRARY_SUFFIX}");
         let objection = format!("it is not named as a plugin ({name})");
         refusal(candidate.file(), &objection, "give it the name that its backend has")
     })?;
     check_found(place, &backend)?;
-    let pin = describe_as_pinned(place, &backend, candidate, describe)?;
-    let trust = place.trust.clone().with_pin(place.lock, &pin);
+    let pin = describe_as_pinned(place, &backend, &candidate, describe)?;
+    Ok(Prepared { candidate, backend, pin })
+}
 
+/// Installs a library and pins it.
+///
+/// # Errors
+/// `Configuration` when it must not be loaded from there, `Io` and the like when files cannot be
+/// written; what was installed before still is.
+pub fn install(place: &Place<'_>, prepared: Prepared) -> Result<Installed> {
+    let Prepared { candidate, backend, pin } = prepared;
+    let trust = place.trust.clone().with_pin(place.lock, &pin);
     let folder = Folder::open(place.folder)?;
     let file = folder.library(&backend);
     let current = Candidate::read_anybodys(&file).ok();
     let earlier = earlier(place.lock, &backend, pin.sha256, current.as_ref())?;
-    let pin = Pin { previous: earlier, ..pin };
     let same = current.as_ref().is_some_and(|current| {
         current.real() == candidate.real()
             || current.digest() == pin.sha256 && current.sidecars() == candidate.sidecars()
     });
     if same {
         Candidate::read(&file)?.check(&trust)?;
-        Lock::update(place.lock, |lock| lock.set(pin.clone()))?;
-    } else {
-        let staged = folder.stage(&backend, &pin.version, candidate)?;
-        let checked = Candidate::read(&staged).and_then(|staged| staged.check(&trust));
-        let changed =
-            checked.and_then(|_| replace(place.lock, &pin, || folder.activate(&backend, &staged)));
-        // What is not found in the end, new or old, is not kept.
-        folder.prune(&backend);
-        changed?;
+        let kept = earlier.as_ref().and_then(|build| folder.kept(&backend, build.sha256));
+        if let Some(kept) = &kept {
+            folder.keep(&backend, kept)?;
+        }
+        let pin = Pin { previous: earlier.filter(|_| kept.is_some()), ..pin };
+        Lock::update(place.lock, Some(folder.held()), |lock| lock.set(pin.clone()))?;
+        return Ok(Installed { file, pin, in_place: true });
     }
-    Ok(Installed { file, pin, in_place: same })
+    let changed = folder.stage(&backend, &pin.version, &candidate).and_then(|staged| {
+        Candidate::read(&staged)?.check(&trust)?;
+        change(place.lock, &folder, pin, &staged, earlier)
+    });
+    // What is not found in the end, new or old, is not kept; half a build on a full disk least.
+    folder.prune(&backend);
+    Ok(Installed { file, pin: changed?, in_place: false })
 }
 
-/// Goes back to the version that was installed before. Doing it twice changes nothing.
+/// Goes back to the version that was installed before; when what is found is not what is pinned, to
+/// what is pinned. Doing it twice changes nothing.
 ///
 /// # Errors
-/// `NotFound` when none is kept; otherwise as [`install`].
+/// `NotFound` when none is kept; otherwise as [`prepare`] and [`install`].
 pub fn rollback(place: &Place<'_>, backend: &str, describe: &Describe<'_>) -> Result<Installed> {
     let nothing = || {
         let message = format!("no earlier version of `{backend}` is kept");
@@ -109,69 +129,99 @@ pub fn rollback(place: &Place<'_>, backend: &str, describe: &Describe<'_>) -> Re
         return Err(nothing());
     }
     let folder = Folder::open(place.folder)?;
-    let lock = Lock::read(place.lock)?;
-    let pinned = lock.pin(backend);
+    let pinned = Lock::read(place.lock)?.pin(backend).cloned();
     let current = Candidate::read_anybodys(&folder.library(backend)).ok();
-    if let (Some(pin), Some(current)) = (pinned.filter(|pin| pin.replacing), &current)
-        && let Some(Previous { version, sha256 }) = &pin.previous
-        && *sha256 == current.digest()
+    let found = current.as_ref().map(Candidate::digest);
+    if let Some(pin) = pinned.as_ref().filter(|pin| pin.replacing)
+        && let Some(Previous { version, sha256 }) = pin.previous.clone()
+        && Some(sha256) == found
     {
         // An installation that broke off before it changed what is found.
-        let (version, sha256) = (version.clone(), *sha256);
         let pin = Pin { version, sha256, replacing: false, previous: None, ..pin.clone() };
-        Lock::update(place.lock, |lock| lock.set(pin.clone()))?;
+        Lock::update(place.lock, Some(folder.held()), |lock| lock.set(pin.clone()))?;
         return Ok(Installed { file: folder.library(backend), pin, in_place: true });
     }
-    let candidate = Candidate::read(&folder.previous(backend).ok_or_else(nothing)?)?;
-    if let Some(previous) = pinned.and_then(|pin| pin.previous.as_ref())
-        && previous.sha256 != candidate.digest()
-    {
-        let objection = format!(
-            "its digest is {}, and {} says that the version before had {}",
-            candidate.digest().short(),
-            place.lock.display(),
-            previous.sha256.short()
-        );
-        let remedy = "install the version that you want with `oxide_flow plugin install FILE`";
-        return Err(refusal(candidate.file(), &objection, remedy));
-    }
+    let build = match &pinned {
+        Some(pin) => {
+            let pinned = (found != Some(pin.sha256)).then(|| folder.kept(backend, pin.sha256));
+            let before = || folder.kept(backend, pin.previous.as_ref()?.sha256);
+            let gone = || changed_since(&folder, place.lock, pin).unwrap_or_else(nothing);
+            pinned.flatten().or_else(before).ok_or_else(gone)?
+        }
+        None => folder.previous(backend).ok_or_else(nothing)?,
+    };
+    let candidate = Candidate::read(&build)?;
     let pin = describe_as_pinned(place, backend, &candidate, describe)?;
     let earlier = earlier(place.lock, backend, pin.sha256, current.as_ref())?;
-    let pin = Pin { previous: earlier, ..pin };
-    replace(place.lock, &pin, || folder.exchange(backend))?;
+    let pin = change(place.lock, &folder, pin, &build, earlier)?;
     Ok(Installed { file: folder.library(backend), pin, in_place: false })
 }
 
-/// Removes a backend that was installed in this folder, every version of it, and its pin.
+/// Why the version before is not gone back to, if there is one that is not what it was.
+fn changed_since(folder: &Folder, lock: &Path, pin: &Pin) -> Option<Error> {
+    let (previous, found) = (pin.previous.as_ref()?, folder.previous(&pin.name)?);
+    let objection = match Candidate::read(&found) {
+        Ok(candidate) => format!(
+            "its digest is {}, and {} says that the version before had {}",
+            candidate.digest().short(),
+            lock.display(),
+            previous.sha256.short()
+        ),
+        Err(error) => return Some(error),
+    };
+    let remedy = "install the version that you want with `oxide_flow plugin install FILE`";
+    Some(refusal(&found, &objection, remedy))
+}
+
+/// Makes a build the one that is found and pinned, and an earlier one that which is gone back to, if
+/// it is there. Returns the pin.
+fn change(
+    lock: &Path,
+    folder: &Folder,
+    pin: Pin,
+    build: &Path,
+    earlier: Option<Previous>,
+) -> Result<Pin> {
+    let backend = pin.name.clone();
+    if let Some(earlier) = &earlier {
+        folder.adopt(&backend, earlier.sha256)?;
+    }
+    let kept = earlier.as_ref().and_then(|earlier| folder.kept(&backend, earlier.sha256));
+    let pin = Pin { previous: earlier.filter(|_| kept.is_some()), ..pin };
+    replace(lock, folder, &pin, || folder.activate(&backend, build, kept))?;
+    Ok(pin)
+}
+
+/// Removes a backend that was installed in this folder, every version of it, and its pin. Without a
+/// folder only the pin is removed.
 ///
 /// # Errors
-/// `Configuration` when the file there was not installed by these commands, `Io` and the like when
-/// it cannot be removed.
+/// `Io` and the like when something cannot be removed.
 pub fn remove(folder: Option<&Path>, lock: &Path, backend: &str) -> Result<()> {
-    if let Some(folder) = folder {
-        let held = Folder::open(folder)?;
-        if !held.installed(backend) {
-            let message =
-                format!("{} was not installed by oxide_flow", held.library(backend).display());
-            return Err(Error::new(ErrorKind::Configuration, message)
-                .hint("remove it in the way in which it was installed"));
-        }
-        held.remove(backend)?;
+    let folder = folder.map(Folder::open).transpose()?;
+    if let Some(folder) = folder.as_ref().filter(|folder| folder.installed(backend)) {
+        folder.remove(backend)?;
     }
     if Lock::read(lock)?.pin(backend).is_some() {
-        Lock::update(lock, |lock| lock.unset(backend))?;
+        Lock::update(lock, folder.as_ref().map(Folder::held), |lock| lock.unset(backend))?;
     }
     Ok(())
 }
 
 /// Changes what is found, with a pin that accepts the build before until that is done.
-fn replace(lock: &Path, pin: &Pin, change: impl FnOnce() -> Result<()>) -> Result<()> {
+fn replace(
+    lock: &Path,
+    folder: &Folder,
+    pin: &Pin,
+    change: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let before = Lock::read(lock)?.pin(&pin.name).cloned();
-    Lock::update(lock, |lock| lock.set(Pin { replacing: true, ..pin.clone() }))?;
+    let held = Some(folder.held());
+    Lock::update(lock, held, |lock| lock.set(Pin { replacing: true, ..pin.clone() }))?;
     match change() {
-        Ok(()) => Lock::update(lock, |lock| lock.set(pin.clone())).map(drop),
+        Ok(()) => Lock::update(lock, held, |lock| lock.set(pin.clone())).map(drop),
         Err(error) => {
-            let undone = Lock::update(lock, |lock| match before {
+            let undone = Lock::update(lock, held, |lock| match before {
                 Some(before) => lock.set(before),
                 None => lock.unset(&pin.name),
             });

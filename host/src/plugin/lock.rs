@@ -6,6 +6,7 @@
 //! a file that is pinned.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use fs2::FileExt;
@@ -158,13 +159,25 @@ impl Lock {
     }
 
     /// Changes the file: nobody else does meanwhile, and readers see the old one or the new one.
+    /// `held` is the folder of plugins that the caller holds, which may be the file's own.
     ///
     /// # Errors
     /// As [`read`](Self::read), `Io` when it cannot be written.
-    pub fn update(path: &Path, change: impl FnOnce(&mut Self)) -> Result<Self> {
+    pub(super) fn update(
+        path: &Path,
+        held: Option<&Held>,
+        change: impl FnOnce(&mut Self),
+    ) -> Result<Self> {
+        // Of a link it is what the link leads to that changes.
+        let real = path.canonicalize();
+        let path = real.as_deref().unwrap_or(path);
         let folder = durable::folder_of(path);
         durable::make_folders(folder, 0o755)?;
-        let _held = hold(folder)?;
+        // Whoever holds a folder would wait for themselves to hold it again.
+        let _held = match held {
+            Some(held) if held.is_of(folder) => None,
+            _ => Some(Held::of(folder)?),
+        };
         durable::remove_leftovers(folder, |name| path.ends_with(name));
         let mut lock = Self::read(path)?;
         let before = lock.pins.clone();
@@ -180,14 +193,30 @@ impl Lock {
     }
 }
 
-/// Waits until nobody else changes what is in this folder by way of `plugin` commands. The folder
-/// itself is locked: it is always there, and nothing replaces it.
-pub(super) fn hold(folder: &Path) -> Result<File> {
-    let held = File::open(folder).and_then(|opened| {
-        FileExt::lock_exclusive(&opened)?;
-        Ok(opened)
-    });
-    held.map_err(|error| {
-        Error::new(ErrorKind::Io, format!("cannot lock {}", folder.display())).because(error)
-    })
+/// A folder in which nobody else changes anything by way of `plugin` commands. The folder itself is
+/// locked: it is always there, and nothing replaces it.
+pub(super) struct Held {
+    folder: File,
+}
+
+impl Held {
+    /// Waits until nobody else holds this folder.
+    pub(super) fn of(folder: &Path) -> Result<Self> {
+        let held = File::open(folder).and_then(|folder| {
+            FileExt::lock_exclusive(&folder)?;
+            Ok(Self { folder })
+        });
+        held.map_err(|error| {
+            Error::new(ErrorKind::Io, format!("cannot lock {}", folder.display())).because(error)
+        })
+    }
+
+    /// Whether it is this folder, by whatever path.
+    fn is_of(&self, folder: &Path) -> bool {
+        let same = self.folder.metadata().and_then(|ours| {
+            let theirs = folder.metadata()?;
+            Ok((ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()))
+        });
+        same.unwrap_or(false)
+    }
 }

@@ -74,12 +74,7 @@ impl Discreet {
 }
 
 fn redacted(error: &BackendError, secrets: &Redactor) -> BackendError {
-    let message = secrets.redact(error.message());
-    if message == error.message() {
-        // As it is, with the version that a conflict carries.
-        return error.clone();
-    }
-    BackendError::new(error.kind(), message)
+    error.clone().with_message(secrets.redact(error.message()))
 }
 
 impl Storage for Discreet {

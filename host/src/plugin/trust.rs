@@ -39,6 +39,8 @@ pub enum TrustLevel {
 pub struct Policy {
     /// The file it is from, for messages.
     pub origin: PathBuf,
+    /// Whether it is the machine's and not a project's.
+    of_machine: bool,
     /// What it asks for.
     pub level: TrustLevel,
     /// Whose signatures it takes.
@@ -102,7 +104,8 @@ impl Policy {
     ) -> Result<Self> {
         let keys = keys(file, trusted_keys)?;
         let lock = Lock::read(&folder.join(LOCK_FILE))?;
-        Ok(Self { origin: file.to_owned(), level, keys, lock, inspecting: false })
+        let origin = file.to_owned();
+        Ok(Self { origin, of_machine: false, level, keys, lock, inspecting: false })
     }
 
     /// The policy in a file of the machine; `None` when there is neither the file nor a lock
@@ -146,7 +149,7 @@ impl Policy {
             return Err(nobody_signs(file));
         }
         let (origin, level) = (file.to_owned(), read.trust);
-        Ok(Some(Self { origin, level, keys, lock, inspecting: false }))
+        Ok(Some(Self { origin, of_machine: true, level, keys, lock, inspecting: false }))
     }
 }
 
@@ -208,6 +211,13 @@ impl Trust {
             policy.lock = Lock::empty(policy.lock.path());
             policy.inspecting = true;
         }
+        self
+    }
+
+    /// Without what a project asks for.
+    #[must_use]
+    pub fn of_machine_only(mut self) -> Self {
+        self.policies.retain(|policy| policy.of_machine);
         self
     }
 
@@ -286,13 +296,14 @@ impl Policy {
             return Ok(());
         }
         if candidate.manifest().is_none() && !self.inspecting {
-            let name = manifest_of(file);
-            let name = name.file_name().unwrap_or_default().to_string_lossy();
+            let manifest = manifest_of(file);
+            let name = manifest.file_name().unwrap_or_default().to_string_lossy();
             let objection = format!("it has no manifest ({name}), which {origin} asks for");
             let remedy = format!(
-                "install it with the manifest that came with it; its author writes one with \
-                 `oxide_flow plugin manifest {}`",
-                file.display()
+                "install it with the manifest that came with it; whoever built it makes one with \
+                 `oxide_flow plugin manifest {} > {}`",
+                file.display(),
+                manifest.display()
             );
             return refuse(objection, remedy);
         }
@@ -364,11 +375,6 @@ impl Policy {
     }
 
     fn machine_flag(&self) -> &'static str {
-        // The policies of the machine have their lock beside them under the same rules.
-        if self.origin.extension().is_some_and(|extension| extension == "toml") {
-            " --machine"
-        } else {
-            ""
-        }
+        if self.of_machine { " --machine" } else { "" }
     }
 }

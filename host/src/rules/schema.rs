@@ -44,7 +44,7 @@ impl Judge for Schema<'_> {
             Objection {
                 field: pointer.trim_start_matches('/').replace('/', "."),
                 found: if pointer.is_empty() { "the state".to_owned() } else { found },
-                expected: error.masked().to_string(),
+                expected: format!("what the schema asks for, but {}", error.masked()),
             }
         });
         Ok(objections.collect())

@@ -59,12 +59,7 @@ impl Footer {
     /// # Errors
     /// `Unavailable` when the operating system gives no randomness.
     pub(crate) fn new(value: &[u8]) -> Result<Self, BackendError> {
-        let mut random = [0; 16];
-        getrandom::fill(&mut random).map_err(|error| {
-            BackendError::unavailable(format!("cannot make a version: {error}"))
-        })?;
-        let digits = format!("{:032x}", u128::from_ne_bytes(random));
-        let version = version(digits.as_bytes());
+        let version = Version::random()?;
         Ok(Self { bytes: value.len() as u64, version, crc32: checksum(value, &version) })
     }
 

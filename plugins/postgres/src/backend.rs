@@ -17,7 +17,7 @@ use crate::failure::{Failed, Trust};
 use crate::layout;
 use crate::pool::{Patience, Pool, Taken};
 use crate::session::Step;
-use crate::statement::{Sql, end_of, new_version, quoted_name, start_of, version};
+use crate::statement::{Sql, end_of, quoted_name, start_of, version};
 use crate::target::Target;
 
 /// With less time than this a write is not begun: it would most likely end with nobody knowing
@@ -154,7 +154,7 @@ impl Backend for PostgresBackend {
         expected: &Expected,
     ) -> Result<Version, BackendError> {
         self.check_size(value)?;
-        let (prefix, key, new) = (&self.prefix, key.as_bytes(), new_version()?);
+        let (prefix, key, new) = (&self.prefix, key.as_bytes(), Version::random()?);
         let new_bytes = new.as_bytes();
         self.write(call, |it| match expected {
             Expected::Any => it.run(Sql::Put, &[prefix, &key, &value, &new_bytes]).map(|_| Ok(())),

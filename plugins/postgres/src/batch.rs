@@ -17,7 +17,7 @@ use tokio_postgres::types::ToSql;
 use crate::backend::{PostgresBackend, Statements, check_time, column};
 use crate::failure::{Failed, Trust};
 use crate::session::Step;
-use crate::statement::{new_version, version};
+use crate::statement::version;
 
 /// One statement writes no more bytes than this and one value: the server takes a gigabyte.
 const STATEMENT_BYTES: usize = 64 * 1024 * 1024;
@@ -128,7 +128,7 @@ impl<'a> Plan<'a> {
                 change.expected.check(current.as_ref())?;
                 Ok::<_, BackendError>(match change.write {
                     Write::Put(value) => {
-                        let version = new_version()?;
+                        let version = Version::random()?;
                         left.insert(change.key, Some((value, version)));
                         Changed::Put(version)
                     }

@@ -7,7 +7,7 @@
 //! <schema>.format     version              one row: which of the layouts in `layout` this is
 //! <schema>.records    prefix   bytea       the store: its option `prefix`
 //!                     key      bytea       primary key together with the prefix
-//!                     version  bytea       16 random bytes of each write
+//!                     version  bytea       random digits of each write
 //!                     modified timestamptz
 //!                     value    bytea
 //! ```

@@ -6,7 +6,7 @@
 //! and the version that the key was at when the statement began. Those two may fail to explain each
 //! other when somebody else wrote in between; then [`Sql::Current`] tells what the key is at.
 //!
-//! A version is 16 random bytes, made here. A counter in the database would not do: a sequence goes
+//! A version is random, and made by the client. A counter in the database would not do: a sequence goes
 //! back when a backup is restored, and when a standby takes over that had not received its last
 //! values, and then two contents have one version (clause C5).
 
@@ -137,17 +137,6 @@ pub(crate) fn quoted_name(name: &str) -> String {
 /// A text as SQL writes it, whatever `standard_conforming_strings` is.
 pub(crate) fn quoted_text(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
-}
-
-/// A version that no write ever had.
-///
-/// # Errors
-/// `Internal` when the system has no randomness.
-pub(crate) fn new_version() -> Result<Version, BackendError> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| BackendError::internal(format!("no random version: {error}")))?;
-    version(&bytes)
 }
 
 /// A version as it is stored.

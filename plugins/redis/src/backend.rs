@@ -197,7 +197,7 @@ impl Backend for RedisBackend {
         expected: &Expected,
     ) -> Result<Version, BackendError> {
         self.check_size(value)?;
-        let version = new_version()?;
+        let version = Version::random()?;
         self.write(call, key, expected, &self.put, &[version.as_bytes(), value])?;
         Ok(version)
     }
@@ -351,16 +351,6 @@ fn end_of(prefix: &str) -> Vec<u8> {
         return b"+".to_vec();
     };
     [b"(", before, &[last + 1]].concat()
-}
-
-/// A version that no write has had: a counter on the server would start again from an older copy
-/// of its data, after a crash that lost some of it, or when it is emptied.
-pub(crate) fn new_version() -> Result<Version, BackendError> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random)
-        .map_err(|error| BackendError::unavailable(format!("no randomness: {error}")))?;
-    let digits = format!("{:032x}", u128::from_ne_bytes(random));
-    Version::new(digits.as_bytes()).ok_or_else(|| BackendError::internal("an empty version"))
 }
 
 /// A time that may be as far away as options can say.

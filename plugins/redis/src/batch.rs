@@ -10,7 +10,7 @@ use oxiflow_plugin_api::{
 };
 use redis::Value;
 
-use crate::backend::{Answer, RedisBackend, expectation, new_version};
+use crate::backend::{Answer, RedisBackend, expectation};
 use crate::failure::Failure;
 
 /// One script makes no more independent changes than this,
@@ -88,7 +88,7 @@ impl RedisBackend {
         let records: Vec<Vec<u8>> = changes.iter().map(|change| self.record(change.key)).collect();
         let versions: Vec<Option<Version>> = changes
             .iter()
-            .map(|change| matches!(change.write, Write::Put(_)).then(new_version).transpose())
+            .map(|change| matches!(change.write, Write::Put(_)).then(Version::random).transpose())
             .collect::<Result<_, _>>()?;
         let mut keys: Vec<&[u8]> = vec![self.index.as_bytes()];
         keys.extend(records.iter().map(Vec::as_slice));

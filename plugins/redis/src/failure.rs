@@ -9,6 +9,9 @@ use std::io;
 use oxiflow_plugin_api::{BackendError, ErrorKind};
 use redis::ServerError;
 
+/// How a replica refuses a write.
+const READ_ONLY: &str = "READONLY";
+
 /// Why a request has no answer that is a result.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -25,7 +28,13 @@ pub(crate) enum Failure {
 impl Failure {
     /// Whether the connection can be used again.
     pub(crate) fn leaves_link_whole(&self) -> bool {
-        matches!(self, Self::Refused(_))
+        matches!(self, Self::Refused(_)) && !self.is_of_all_links()
+    }
+
+    /// Whether the same holds for every connection there is: the server has become a replica, and
+    /// its name may lead to the primary by now.
+    pub(crate) fn is_of_all_links(&self) -> bool {
+        matches!(self, Self::Refused(error) if error.code() == READ_ONLY)
     }
 
     /// The error of a read, which changed nothing whatever happened.
@@ -70,7 +79,9 @@ fn broken(server: &str, error: &io::Error) -> BackendError {
 pub(crate) fn refused(server: &str, error: &ServerError) -> BackendError {
     let details = error.details().unwrap_or_default();
     let kind = match error.code() {
-        "NOAUTH" | "WRONGPASS" | "NOPERM" | "READONLY" => ErrorKind::Denied,
+        "NOAUTH" | "WRONGPASS" | "NOPERM" => ErrorKind::Denied,
+        // After a failover, until the name leads to the new primary.
+        READ_ONLY => ErrorKind::Unavailable,
         "OOM" => ErrorKind::NoSpace,
         "MISCONF" if details.contains("No space left") => ErrorKind::NoSpace,
         "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "NOREPLICAS"
@@ -110,7 +121,7 @@ mod tests {
             ("NOAUTH Authentication required.", ErrorKind::Denied),
             ("WRONGPASS invalid username-password pair or user is disabled.", ErrorKind::Denied),
             ("NOPERM this user has no permissions to run the 'get' command", ErrorKind::Denied),
-            ("READONLY You can't write against a read only replica.", ErrorKind::Denied),
+            ("READONLY You can't write against a read only replica.", ErrorKind::Unavailable),
             ("OOM command not allowed when used memory > 'maxmemory'.", ErrorKind::NoSpace),
             ("MISCONF Errors writing to the AOF file: No space left on device", ErrorKind::NoSpace),
             ("MISCONF Redis is configured to save RDB snapshots", ErrorKind::Unavailable),

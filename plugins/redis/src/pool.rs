@@ -84,6 +84,9 @@ impl Pool {
             if !failure.leaves_link_whole() {
                 place.link = None;
             }
+            if failure.is_of_all_links() {
+                self.drop_idle();
+            }
             told(failure, self.server())
         })
     }
@@ -119,6 +122,16 @@ impl Pool {
         place
     }
 
+    /// Closes the links that nobody uses at the moment.
+    fn drop_idle(&self) {
+        let mut state = self.lock();
+        state.made -= state.idle.len();
+        let idle = std::mem::take(&mut state.idle);
+        drop(state);
+        drop(idle);
+        self.freed.notify_all();
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -126,8 +139,10 @@ impl Pool {
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
+        // After a panic an answer may still come, which the next request would take for its own.
+        let whole = self.link.take().filter(|_| !std::thread::panicking());
         let mut state = self.pool.lock();
-        match self.link.take() {
+        match whole {
             Some(link) => state.idle.push(link),
             None => state.made -= 1,
         }

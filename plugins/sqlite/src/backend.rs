@@ -117,7 +117,7 @@ impl SqliteBackend {
         change.expected.check(current.as_ref()).map_err(Refused::Change)?;
         Ok(match change.write {
             Write::Put(value) => {
-                let version = new_version().map_err(Refused::Change)?;
+                let version = Version::random().map_err(Refused::Change)?;
                 let mut statement = transaction.prepare_cached(PUT)?;
                 statement.execute(params![key, version.as_bytes(), now(), value])?;
                 Changed::Put(version)
@@ -357,16 +357,6 @@ fn damaged(
     error: impl std::error::Error + Send + Sync + 'static,
 ) -> rusqlite::Error {
     rusqlite::Error::FromSqlConversionFailure(column, Type::Blob, Box::new(error))
-}
-
-/// A version that no write has had: a counter in the database would start again from an older
-/// copy of it that is put back.
-fn new_version() -> Result<Version, BackendError> {
-    let mut random = [0; 16];
-    getrandom::fill(&mut random)
-        .map_err(|error| BackendError::unavailable(format!("no randomness: {error}")))?;
-    let digits = format!("{:032x}", u128::from_ne_bytes(random));
-    Version::new(digits.as_bytes()).ok_or_else(|| BackendError::internal("an empty version"))
 }
 
 /// Milliseconds since the Unix epoch; 0 on a machine whose clock is before it.

@@ -365,7 +365,7 @@ pub(super) struct CertifyArgs {
     #[arg(long)]
     pub(super) quick: bool,
     /// How long one test may take
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1h")]
+    #[arg(long, value_name = "DURATION", value_parser = some_time, default_value = "1h")]
     pub(super) limit: Duration,
     /// Print JSON
     #[arg(long)]
@@ -373,6 +373,14 @@ pub(super) struct CertifyArgs {
 }
 
 /// `NAME=VALUE`.
+fn some_time(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it must be more than nothing".to_owned()),
+        Ok(time) => Ok(time),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 fn name_and_value(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),

@@ -8,7 +8,7 @@ use super::place::Here;
 use crate::cli::args::{Global, InstallArgs};
 use crate::cli::ui::Ui;
 use crate::error::{Error, ErrorKind, Result};
-use crate::plugin::{Candidate, Installed, LIBRARY_PREFIX, LIBRARY_SUFFIX, install};
+use crate::plugin::{Candidate, Installed, LIBRARY_PREFIX, LIBRARY_SUFFIX, Lock, install, prepare};
 
 pub(super) fn run(global: &Global, args: &InstallArgs, ui: &Ui) -> Result<ExitCode> {
     let here = Here::find(global, ui)?;
@@ -18,29 +18,41 @@ pub(super) fn run(global: &Global, args: &InstallArgs, ui: &Ui) -> Result<ExitCo
         let message = "`--sha256` is of one library, and this folder has several";
         return Err(Error::new(ErrorKind::Usage, message).hint("install them one by one"));
     }
-    // All are read before the first is installed.
+    // All are read and checked before the first is installed.
     let candidates = sources.iter().map(|source| match args.sha256 {
         Some(digest) => Candidate::read_known(source, digest),
         None => Candidate::read(source).map_err(|error| match error.hint_text() {
-            Some(hint) if error.to_string().contains("is not loaded") => {
+            // What is against it is only who could have put it there.
+            Some(hint) if Candidate::read_anybodys(source).is_ok() => {
                 let hint = format!("{hint}; or say which bytes you mean with `--sha256 DIGEST`");
                 error.hint(hint)
             }
             _ => error,
         }),
     });
-    for candidate in candidates.collect::<Result<Vec<_>>>()? {
+    let trust = here.trust_for(args.machine);
+    let prepared = candidates.collect::<Result<Vec<_>>>()?.into_iter().map(|candidate| {
         let backend = candidate.backend().unwrap_or_default();
         let folder = here.folder(args.to.as_deref(), candidate.file(), &backend)?;
-        let place = here.place(&folder, &lock);
-        let installed = install(&place, &candidate, &|library| describe(library, ui))?;
-        tell(&installed, &lock, args.machine, ui);
+        let place = here.place(&folder, &lock, &trust);
+        let prepared = prepare(&place, candidate, &|library| describe(library, ui))?;
+        Ok((folder, prepared))
+    });
+    for (folder, prepared) in prepared.collect::<Result<Vec<_>>>()? {
+        let installed = install(&here.place(&folder, &lock, &trust), prepared)?;
+        tell(&installed, &here, &lock, args.machine, ui)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// What is found now, and how to go back.
-pub(super) fn tell(installed: &Installed, lock: &Path, machine: bool, ui: &Ui) {
+pub(super) fn tell(
+    installed: &Installed,
+    here: &Here,
+    lock: &Path,
+    machine: bool,
+    ui: &Ui,
+) -> Result<()> {
     let Installed { file, pin, in_place } = installed;
     let (name, version, digest) = (&pin.name, &pin.version, pin.sha256.short());
     let done = if *in_place { "pinned" } else { "installed" };
@@ -53,6 +65,18 @@ pub(super) fn tell(installed: &Installed, lock: &Path, machine: bool, ui: &Ui) {
             previous.version
         ));
     }
+    if machine && here.in_project {
+        let ours = here.lock(false)?;
+        if let Some(other) = Lock::read(&ours)?.pin(name).filter(|ours| !ours.accepts(pin.sha256)) {
+            ui.warning(&format!(
+                "{} pins version {} of `{name}`: `oxide_flow plugin install {}` pins this one",
+                ours.display(),
+                other.version,
+                file.display()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The libraries that are meant.

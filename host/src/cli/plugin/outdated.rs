@@ -36,7 +36,8 @@ pub(super) fn run(global: &Global, args: &OutdatedArgs, ui: &Ui) -> Result<ExitC
         let folder = absolute(folder)?;
         let further = SearchPath::of(std::slice::from_ref(&folder)).all();
         if further.is_empty() {
-            let message = format!("no plugins in {}", folder.display());
+            let what = if folder.is_dir() { "no plugins in" } else { "there is no folder" };
+            let message = format!("{what} {}", folder.display());
             return Err(Error::new(ErrorKind::Usage, message));
         }
         found.extend(further.into_iter().map(|mut other| {

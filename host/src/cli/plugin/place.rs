@@ -8,7 +8,7 @@ use crate::app::{plugin_trust, search_path};
 use crate::cli::args::Global;
 use crate::cli::ui::Ui;
 use crate::cli::{env, load_config};
-use crate::config::Config;
+use crate::config::{Config, ProjectLocation};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plugin::{LOCK_FILE, MACHINE_POLICY, POLICY_VARIABLE, Place, SearchPath, Trust};
 
@@ -18,7 +18,7 @@ use crate::plugin::{LOCK_FILE, MACHINE_POLICY, POLICY_VARIABLE, Place, SearchPat
 /// # Errors
 /// `Configuration` when no library of that backend is found.
 pub(super) fn library_of(global: &Global, plugin: &Path, ui: &Ui) -> Result<PathBuf> {
-    match plugin.to_str().filter(|name| !name.contains(['/', '.']) && !plugin.exists()) {
+    match plugin.to_str().filter(|name| !name.contains(['/', '.']) && !plugin.is_file()) {
         Some(backend) => Here::find(global, ui)?.search.find(backend),
         None => absolute(plugin),
     }
@@ -37,13 +37,11 @@ pub(super) struct Here {
 impl Here {
     /// Plugins can be looked at and installed outside of a project too.
     pub(super) fn find(global: &Global, ui: &Ui) -> Result<Self> {
-        let (config, in_project) = match load_config(global, ui) {
-            Ok(config) => (config, true),
-            Err(error) if global.project.is_some() || error.kind() != ErrorKind::Configuration => {
-                return Err(error);
-            }
-            Err(_) => (Config::defaults(&std::env::current_dir().unwrap_or_default()), false),
-        };
+        let current = std::env::current_dir().unwrap_or_default();
+        let in_project =
+            global.project.is_some() || ProjectLocation::SearchFrom(current.clone()).has_project();
+        // What a project asks of plugins holds, and so does everything else that is wrong with it.
+        let config = if in_project { load_config(global, ui)? } else { Config::defaults(&current) };
         let search = search_path(&config, &env)?;
         let trust = match in_project {
             true => plugin_trust(&config, &env)?,
@@ -100,7 +98,18 @@ impl Here {
         Ok(file.parent().unwrap_or(Path::new("/")).to_owned())
     }
 
-    pub(super) fn place<'a>(&'a self, folder: &'a Path, lock: &'a Path) -> Place<'a> {
-        Place { folder, lock, trust: &self.trust, search: &self.search }
+    /// What holds for a plugin that is pinned: for the whole machine, what a project asks is not
+    /// asked.
+    pub(super) fn trust_for(&self, machine: bool) -> Trust {
+        if machine { self.trust.clone().of_machine_only() } else { self.trust.clone() }
+    }
+
+    pub(super) fn place<'a>(
+        &'a self,
+        folder: &'a Path,
+        lock: &'a Path,
+        trust: &'a Trust,
+    ) -> Place<'a> {
+        Place { folder, lock, trust, search: &self.search }
     }
 }

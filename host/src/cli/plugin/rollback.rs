@@ -14,8 +14,9 @@ pub(super) fn run(global: &Global, args: &RollbackArgs, ui: &Ui) -> Result<ExitC
     let here = Here::find(global, ui)?;
     let lock = here.lock(args.machine)?;
     let folder = here.folder_of(&args.backend)?;
-    let place = here.place(&folder, &lock);
+    let trust = here.trust_for(args.machine);
+    let place = here.place(&folder, &lock, &trust);
     let installed = rollback(&place, &args.backend, &|library| describe(library, ui))?;
-    tell(&installed, &lock, args.machine, ui);
+    tell(&installed, &here, &lock, args.machine, ui)?;
     Ok(ExitCode::SUCCESS)
 }
