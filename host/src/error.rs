@@ -115,6 +115,14 @@ impl Error {
         self.retryable
     }
 
+    /// Whether the failure is that of one record, so that others may be read all the same: it is
+    /// damaged, a newer oxide_flow wrote it, its key is not configured, or this user may not read it.
+    /// Only that the store is away says nothing of a record.
+    #[must_use]
+    pub fn is_of_one_record(&self) -> bool {
+        !self.is_outage()
+    }
+
     /// Whether the store is away: it does not answer, or its answer was lost.
     #[must_use]
     pub fn is_outage(&self) -> bool {

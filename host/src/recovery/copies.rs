@@ -116,7 +116,7 @@ pub fn examine_backups(store: &StateStore, pipeline: &PipelineName) -> Result<Ve
             Ok(Some(backup)) => Ok(backup),
             // Removed since it was listed.
             Ok(None) => continue,
-            Err(error) if is_about_the_record(&error) => Err(error),
+            Err(error) if error.is_of_one_record() => Err(error),
             Err(error) => return Err(error),
         };
         let made = backup.as_ref().ok().map(|backup| backup.created_at);
@@ -210,7 +210,7 @@ fn newest(
             Ok(Some(found)) => return Ok(FoundCopy { skipped, ..found }),
             // Removed since it was listed, or without a state.
             Ok(None) => {}
-            Err(error) if is_about_the_record(&error) => skipped.push((place, error)),
+            Err(error) if error.is_of_one_record() => skipped.push((place, error)),
             Err(error) => return Err(error),
         }
     }
@@ -265,9 +265,4 @@ fn load_place(
     }
     detach(&mut state);
     Ok(Some(FoundCopy { place: place.clone(), at, reason, state, skipped: Vec::new() }))
-}
-
-/// Whether a failure is that of one record, so that others may be read all the same.
-pub(super) fn is_about_the_record(error: &Error) -> bool {
-    !error.is_outage()
 }

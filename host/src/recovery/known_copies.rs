@@ -2,7 +2,6 @@
 
 use chrono::{DateTime, Utc};
 
-use super::copies::is_about_the_record;
 use crate::error::{Result, chain};
 use crate::model::validate::KnownCopy;
 use crate::model::{HistoryKind, PipelineName};
@@ -45,7 +44,7 @@ pub fn copies_of(
 
 fn readable<T>(loaded: Result<Option<T>>) -> Result<Option<T>> {
     match loaded {
-        Err(error) if is_about_the_record(&error) => {
+        Err(error) if error.is_of_one_record() => {
             tracing::debug!(error = chain(&error), "passing over a copy");
             Ok(None)
         }
