@@ -86,6 +86,12 @@ pub fn acquire(
             None if !migrates => running_without_lease(store, request)?,
             _ => None,
         };
+        // Only a run waits for one that may be elsewhere: its steps would run beside the other's. What
+        // a command writes fences the worker.
+        let unleased = unleased.filter(|lease| {
+            let worker = &lease.value.holder.worker_id;
+            request.purpose == "run" || liveness_by_id(worker) == Liveness::Alive
+        });
         let takeover = match current.as_ref().or(unleased.as_ref()) {
             None => None,
             Some(lease) if lock.is_some() => {
