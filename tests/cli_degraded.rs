@@ -438,6 +438,38 @@ fn steps_go_on_beyond_the_lease_only_when_the_operator_says_so() {
 }
 
 #[test]
+fn without_a_fallback_a_store_that_is_away_is_not_asked_again_for_every_line() {
+    let step = r#"
+pipeline:
+  - name: talk
+    run: |
+      oxide_flow progress --records 1 --last-id 1
+      until test -e away; do sleep 0.01; done
+      oxide_flow progress --records 1 --last-id 2
+      until test -e told; do sleep 0.01; done
+      seq 1 9
+"#;
+    let project = project(step, "  fallback: {enabled: false}\n");
+    let yaml = project.read("oxiflow.yaml").replace("interval: 20ms", "interval: 1s");
+    project.write("oxiflow.yaml", &yaml);
+    let said = std::fs::File::create(project.path().join("said")).unwrap();
+    let mut run = project.command(["run", "--quiet"]).stderr(said).spawn().unwrap();
+    wait_for("the first report to be saved", || {
+        (project.state("p")?["records_processed"] == 1).then_some(())
+    });
+    let outage = Outage::begin(&project);
+    project.write("away", "");
+    let attempts =
+        || project.read("said").matches("cannot save a checkpoint, trying again").count();
+    wait_for("a save that fails", || (attempts() > 0).then_some(()));
+    project.write("told", "");
+    assert_eq!(run.wait().unwrap().code(), Some(1));
+    outage.end();
+    // That one, and one or two that were due meanwhile.
+    assert!(attempts() <= 4, "{}", project.read("said"));
+}
+
+#[test]
 fn a_full_local_disk_ends_a_degraded_run_with_a_rescue_file() {
     let project = project(&counting(100_000), "  fallback: {spool_dir: small}\n");
     let small = project.path().join("small");

@@ -303,6 +303,26 @@ fn rekey_seals_every_record_with_the_current_key() {
 }
 
 #[test]
+fn rekey_plans_without_the_memory_for_all_records_at_once() {
+    let project = Project::steady(STEP);
+    project.run(&["run"]).expect(0);
+    let mut state = project.state("p").unwrap();
+    state["metadata"] = serde_json::json!({"large": "x".repeat(3_000_000)});
+    project.write("in.json", &state.to_string());
+    // Each keeps a copy of the one before.
+    for _ in 0..10 {
+        project.run(&["state", "import", "p", "--file", "in.json", "--yes"]).expect(0);
+    }
+    key_file(&project, "one", 1);
+    configure(&project, "  encryption: {key_file: one}\n");
+    let limit = "--data=70000000";
+    let plan = ["state", "rekey", "--dry-run"];
+    let ran = project.command_under(&["prlimit", limit], plan).output().unwrap();
+    let ran = Ran::from(ran).expect(0);
+    assert!(ran.stderr.contains("would rewrite "), "{}", ran.stderr);
+}
+
+#[test]
 fn rekey_leaves_what_a_live_worker_relies_on_and_the_worker_goes_on() {
     let project = encrypted(
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done; \

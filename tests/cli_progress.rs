@@ -4,7 +4,9 @@
 
 mod kit;
 
-use kit::{Project, wait_for};
+use std::process::Stdio;
+
+use kit::{Project, Running, wait_for};
 use serde_json::{Value, json};
 
 /// Runs a pipeline of one step `a` with this shell text, which must end well.
@@ -115,7 +117,7 @@ fn lines_that_are_no_reports_are_told_and_the_run_goes_on() {
 #[test]
 fn a_huge_line_on_either_side_does_not_stop_the_run() {
     let (_, ran, state) = run("head -c 3000000 /dev/zero | tr '\\0' x; echo; echo after
-         { head -c 200000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD
+         { head -c 2000000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD
          oxide_flow progress --records 1");
     assert_eq!(state["records_processed"], 1);
     let longest = ran.stderr.lines().map(str::len).max().unwrap();
@@ -129,8 +131,50 @@ fn a_huge_line_on_either_side_does_not_stop_the_run() {
 #[test]
 fn a_huge_line_of_progress_is_told_once() {
     let (_, ran, _) =
-        run("{ head -c 200000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD");
+        run("{ head -c 2000000 /dev/zero | tr '\\0' x; echo; } >&$OXIFLOW_PROGRESS_FD");
+    let warning =
+        "warning: step `a` reported progress that is no report: longer than 1048576 bytes: xxx";
     assert_eq!(ran.stderr.matches("warning:").count(), 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains(warning), "{}", ran.stderr);
+}
+
+/// A number of kibibytes that the kernel tells of a process.
+fn kibibytes(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_matches(|c: char| !c.is_ascii_digit()).parse().unwrap()
+}
+
+#[test]
+fn a_step_waits_for_those_who_read_its_output_and_a_stop_does_not_wait_for_either() {
+    const MOST_KIBIBYTES: u64 = 300 * 1024;
+    let project = Project::steady("pipeline: [{name: a, run: 'exec yes'}]\n");
+    let mut run =
+        project.command(["run"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    // Nobody reads for a while, as when the output of a terminal is held.
+    let mut output = run.stdout.take().unwrap();
+    let run = Running::from(run);
+    let step = wait_for("the step", || {
+        let marked = format!("OXIFLOW_PROJECT_DIR={}", project.path().display());
+        let mut pids = kit::processes_with(&marked).into_iter();
+        pids.find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "yes\n")
+        })
+    });
+    let (mut before, mut looks) = (String::new(), 0);
+    wait_for("the step to wait", || {
+        let written = std::fs::read_to_string(format!("/proc/{step}/io")).unwrap();
+        looks = if written == before { looks + 1 } else { 0 };
+        before = written;
+        assert!(kibibytes(run.pid(), "VmHWM:") < MOST_KIBIBYTES, "the runner keeps it all");
+        (looks == 100).then_some(())
+    });
+    run.signal("-TERM");
+    // Whatever it was about to write, it comes to the signal then.
+    let read = std::io::copy(&mut output, &mut std::io::sink()).unwrap();
+    run.finish().expect(1);
+    assert!(read < 16 * 1024 * 1024, "{read} bytes are passed on before the stop");
+    assert_eq!(project.state("p").unwrap()["status"], "paused");
 }
 
 #[test]
@@ -199,6 +243,29 @@ fn a_cursor_that_no_variable_can_hold_does_not_block_the_pipeline_for_good() {
     ");
     assert_eq!(project.state("p").unwrap()["last_processed_id"], "before");
     project.run(&["run"]).expect(0);
+}
+
+#[test]
+fn the_longest_cursor_is_taken_however_it_is_written_and_given_back() {
+    const LONGEST: usize = 100 * 1024;
+    let script = r#"test -n "$OXIFLOW_LAST_PROCESSED_ID" && { printf %s "$OXIFLOW_LAST_PROCESSED_ID" > seen; exit 0; }
+        cat report >&$OXIFLOW_PROGRESS_FD
+        exit 3"#;
+    let pipeline = json!({"pipeline": [{"name": "a", "run": script}]});
+    let project = Project::steady(&pipeline.to_string());
+    // Six bytes of JSON for one of the cursor.
+    let report = |cursor: usize| {
+        let cursor = r"\u0001".repeat(cursor);
+        project.write("report", &format!("{{\"records\": 1, \"last_id\": \"{cursor}\"}}\n"));
+    };
+    report(LONGEST + 1);
+    let ran = project.run(&["run"]).expect(1);
+    assert!(ran.stderr.contains("longer than 102400 bytes"), "{}", ran.stderr);
+    report(LONGEST);
+    let ran = project.run(&["run"]).expect(1);
+    assert!(!ran.stderr.contains("warning"), "{}", ran.stderr);
+    project.run(&["run"]).expect(0);
+    assert_eq!(project.read("seen"), "\u{1}".repeat(LONGEST));
 }
 
 #[test]

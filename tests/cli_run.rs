@@ -390,6 +390,22 @@ fn a_step_ended_by_a_signal_is_a_resource_error() {
 }
 
 #[test]
+fn an_exit_code_beyond_those_of_signals_is_told_as_it_is() {
+    for (code, message, kind) in [
+        (128, "it ended with exit code 128", "processing"),
+        (143, "it was ended by signal 15", "resource"),
+        (192, "it was ended by signal 64", "resource"),
+        (193, "it ended with exit code 193", "processing"),
+        (255, "it ended with exit code 255", "processing"),
+    ] {
+        let project = Project::steady(&format!("pipeline: [{{name: a, run: exit {code}}}]\n"));
+        project.run(&["run"]).expect(1);
+        let error = &project.state("p").unwrap()["errors"][0];
+        assert_eq!((&error["message"], &error["error_type"]), (&json!(message), &json!(kind)));
+    }
+}
+
+#[test]
 fn json_is_one_document_on_stdout_and_the_output_of_steps_goes_to_stderr() {
     let project = Project::steady("pipeline: [{name: a, run: 'echo shown; echo {}'}]\n");
     let ran = project.run(&["run", "--json"]).expect(0);
@@ -616,6 +632,71 @@ pipeline:
     assert!(!ran.stderr.contains("panic"), "{}", ran.stderr);
     assert!(project.path().join("done").exists());
     assert_eq!(project.state("p").unwrap()["status"], "completed");
+}
+
+#[test]
+fn a_stdout_that_takes_nothing_does_not_end_the_run_and_is_told_once() {
+    let project = Project::steady(
+        r#"
+pipeline:
+  - {name: a, run: "seq 1 2000; oxide_flow progress --records 1 --last-id 1; seq 1 2000"}
+  - {name: b, run: "echo out; echo err >&2; touch done"}
+"#,
+    );
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let ran = project.command(["run"]).stdout(full).output().unwrap();
+    insta::assert_snapshot!(kit::Ran::from(ran).story(&project), @"
+    exit 0
+    --- stderr
+    p: run ID begins
+    p: a (1 of 2) starts
+    warning: cannot write to standard output: No space left on device (os error 28); the output of steps is dropped from here on, and the run goes on
+    p: a done in N.Ns, 1 record
+    p: b (2 of 2) starts
+    b | err
+    p: b done in N.Ns, 0 records
+    p: completed in N.Ns, 1 record
+    ");
+    assert!(project.path().join("done").exists());
+    assert_eq!(project.run(&["worker", "list"]).expect(0).stderr, "no workers\n");
+}
+
+#[test]
+fn counters_of_an_imported_state_that_can_grow_no_more_end_no_run() {
+    let project = Project::steady(
+        r#"
+pipeline:
+  - name: a
+    run: |
+      oxide_flow progress --records 1 --bytes 1 --last-id 1
+      touch reported
+      test -e go
+"#,
+    );
+    project.run(&["run"]).expect(1);
+    project.run(&["state", "export", "p", "--output", "p.json"]).expect(0);
+    let counters = regex::Regex::new(
+        r#""(epoch|processing_time_ms|records_processed|data_size_processed|batch_number)": *\d+"#,
+    );
+    let text = project.read("p.json");
+    let full = counters.unwrap().replace_all(&text, format!("\"$1\": {}", u64::MAX));
+    project.write("p.json", &full);
+    project.run(&["state", "import", "p", "--file", "p.json", "--yes"]).expect(0);
+    project.write("go", "");
+    project.run(&["run"]).expect(0);
+    let state = project.state("p").unwrap();
+    assert_eq!(
+        (&state["status"], &state["epoch"], &state["step_states"]["a"]["processing_time_ms"]),
+        (&json!("completed"), &json!(u64::MAX), &json!(u64::MAX))
+    );
+
+    std::fs::remove_file(project.path().join("go")).unwrap();
+    std::fs::remove_file(project.path().join("reported")).unwrap();
+    project.write("pipelines/p.yaml", "pipeline: [{name: a, run: 'touch reported; sleep 600'}]\n");
+    let running = project.start_captured(&["run"]);
+    wait_for("the step", || project.path().join("reported").exists().then_some(()));
+    project.run(&["state", "unlock", "p", "--force"]).expect(0);
+    running.finish().expect(4);
 }
 
 #[test]

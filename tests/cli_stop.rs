@@ -4,7 +4,7 @@
 
 mod kit;
 
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use kit::{Project, Running, processes_with, wait_for};
@@ -153,11 +153,17 @@ fn waiting_for_another_worker_can_be_given_up() {
 }
 
 #[test]
-fn a_step_that_ends_well_when_asked_to_stop_is_done_and_the_next_does_not_begin() {
+fn a_step_that_ends_well_when_it_is_stopped_goes_on_where_it_was_in_the_next_run() {
     let project = Project::steady(
         r#"
 pipeline:
-  - {name: a, run: "trap 'exit 0' TERM; touch ready; while :; do sleep 0.01; done"}
+  - name: a
+    run: |
+      echo "from $OXIFLOW_LAST_PROCESSED_ID." >> starts
+      test "$OXIFLOW_LAST_PROCESSED_ID" = 1 && exit 0
+      trap 'oxide_flow progress --records 1 --last-id 1; exit 0' TERM
+      touch ready
+      while :; do sleep 0.01; done
   - {name: b, run: "touch b"}
 "#,
     );
@@ -165,17 +171,37 @@ pipeline:
     running.signal("-TERM");
     running.finish().expect(1);
     let state = project.state("p").unwrap();
+    let steps = &state["step_states"];
     assert_eq!(
-        (
-            &state["status"],
-            &state["step_states"]["a"]["status"],
-            &state["step_states"]["b"]["status"]
-        ),
-        (&json!("paused"), &json!("completed"), &json!("pending"))
+        (&state["status"], &steps["a"]["status"], &steps["b"]["status"]),
+        (&json!("paused"), &json!("pending"), &json!("pending"))
     );
+    assert_eq!(state["errors"], json!([]));
     assert!(!project.path().join("b").exists());
     project.run(&["run"]).expect(0);
+    assert_eq!(project.read("starts"), "from .\nfrom 1.\n");
     assert!(project.path().join("b").exists());
+}
+
+#[test]
+fn a_step_that_ends_well_beyond_its_time_limit_has_failed() {
+    let project = Project::steady(
+        r#"
+pipeline:
+  - name: a
+    timeout_seconds: 1
+    run: "trap 'touch trapped; exit 0' TERM; while :; do sleep 0.01; done"
+"#,
+    );
+    let ran = project.run(&["run"]).expect(1);
+    assert!(ran.stderr.contains("it ran longer than its limit of 1s"), "{}", ran.stderr);
+    assert!(project.path().join("trapped").exists());
+    let state = project.state("p").unwrap();
+    assert_eq!(
+        (&state["status"], &state["step_states"]["a"]["status"]),
+        (&json!("failed"), &json!("failed"))
+    );
+    assert_eq!(state["errors"][0]["error_type"], "timeout");
 }
 
 #[test]
@@ -230,6 +256,26 @@ fn a_step_over_its_time_limit_ends_with_everything_it_started() {
     let error = &state["errors"][0];
     assert_eq!((&error["error_type"], &error["context"]), (&json!("timeout"), &json!("started")));
     assert_eq!(state["status"], "failed");
+}
+
+#[test]
+fn a_supervisor_that_cannot_start_its_thread_leaves_no_step_behind() {
+    let project = Project::steady("");
+    let marker = marker(&project);
+    let (name, value) = marker.split_once('=').unwrap();
+    // Of the two that it starts, a thread and a process, the machine has room for one.
+    for number in ["1", "2"] {
+        let refusal = format!("inject=clone3:error=EAGAIN:when={number}");
+        let strace = ["strace", "-f", "-o", "/dev/null", "-e", "trace=clone3", "-e", &refusal];
+        let step = ["supervise-step", "60000,0", "sh", "-c", "touch ran; exec sleep 20"];
+        let mut command = project.command_under(&strace, step);
+        let Ok(mut supervisor) = command.env(name, value).stdin(Stdio::piped()).spawn() else {
+            return kit::skipped("a thread that cannot be started needs strace");
+        };
+        assert_eq!(supervisor.wait().unwrap().code(), Some(127));
+        assert_eq!(processes_with(&marker), [] as [u32; 0]);
+        assert!(!project.path().join("ran").exists());
+    }
 }
 
 #[test]

@@ -7,18 +7,22 @@
 mod machine;
 
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use machine::{Jumping, Machine, Mode, Shared, name};
 use oxide_flow::config::StateSection;
 use oxide_flow::error::{Error, ErrorKind, Result, chain};
 use oxide_flow::layer::{KeySource, Keyring};
-use oxide_flow::lease::{Acquire, HeldLease, Tempo, acquire, this_process};
+use oxide_flow::lease::{
+    Acquire, HeldLease, LeaseEvent, Tempo, Worker, acquire, request_stop, this_process,
+};
 use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
 use oxide_flow::recovery::{
     Deletion, RewriteOptions, Settled, Upkeep, delete, push, read_rescue_file, replay,
 };
 use oxide_flow::runner::{Begin, Begun, Run};
+use oxiflow_plugin_api::Expected;
 
 fn report(run: &mut Run, cursor: &str) -> Result<()> {
     let progress = Progress { records: 1, last_id: Some(cursor.into()), ..Progress::default() };
@@ -31,6 +35,31 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(started.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// A held lease of a machine, and what its heartbeat tells.
+fn hold(machine: &Machine, interval: Duration) -> (HeldLease, Receiver<LeaseEvent>) {
+    let acquired = acquire(
+        &machine.store,
+        machine.clock.as_ref(),
+        &mut Acquire {
+            pipeline: &name(),
+            holder: &this_process().unwrap(),
+            purpose: "run",
+            ttl: machine.ttl,
+            wait: Duration::ZERO,
+            epoch_floor: 0,
+            on_wait: &mut |_| {},
+        },
+    )
+    .unwrap();
+    let (store, clock) = (machine.store.clone(), Arc::clone(&machine.clock));
+    let (sender, events) = channel();
+    // A test that has seen enough hears no more.
+    let tell = move |event| sender.send(event).unwrap_or_default();
+    let (lease, attempted) = (acquired.lease, acquired.attempted);
+    let held = HeldLease::start(store, clock, lease, attempted, Tempo::every(interval), tell);
+    (held.unwrap(), events)
 }
 
 fn recover(run: &mut Run) {
@@ -77,6 +106,22 @@ fn an_outage_within_the_lease_changes_nothing_but_where_checkpoints_wait() {
 }
 
 #[test]
+fn a_state_that_was_saved_as_often_as_can_be_counted_is_spooled_all_the_same() {
+    let machine = Machine::new(&Shared::default());
+    let steps = [("a", "a"), ("b", "b")];
+    let mut state = PipelineState::new(&name(), "run", steps, chrono::Utc::now());
+    state.version = u64::MAX;
+    machine.store.save_state(&mut state, &Expected::Absent).unwrap();
+    let mut run = machine.start();
+    machine.way.set(Mode::Away);
+    report(&mut run, "1").unwrap();
+    assert_eq!((run.state().version, machine.spooled().len()), (u64::MAX, 1));
+    machine.way.set(Mode::Reachable);
+    recover(&mut run);
+    assert_eq!(machine.stored().last_processed_id, "1");
+}
+
+#[test]
 fn a_store_that_hangs_costs_part_of_the_lease_once_and_then_nothing() {
     let mut machine = Machine::new(&Shared::default());
     machine.ttl = Duration::from_secs(4);
@@ -103,26 +148,59 @@ fn a_lease_that_is_answered_late_counts_from_when_it_was_asked_for() {
     let machine = Machine::new(&Shared::default());
     let pause = Duration::from_millis(200);
     machine.way.set(Mode::AnswersLate(pause));
-    let acquired = acquire(
-        &machine.store,
-        machine.clock.as_ref(),
-        &mut Acquire {
-            pipeline: &name(),
-            holder: &this_process().unwrap(),
-            purpose: "run",
-            ttl: machine.ttl,
-            wait: Duration::ZERO,
-            epoch_floor: 0,
-            on_wait: &mut |_| {},
-        },
-    )
-    .unwrap();
     // Others saw it long before this worker knew.
-    let (store, clock) = (machine.store.clone(), Arc::clone(&machine.clock));
-    let (lease, attempted) = (acquired.lease, acquired.attempted);
-    let tempo = Tempo::every(machine.ttl);
-    let held = HeldLease::start(store, clock, lease, attempted, tempo, |_| {}).unwrap();
+    let (held, _) = hold(&machine, machine.ttl);
     assert!(held.age() >= pause, "{:?}", held.age());
+    held.release().unwrap();
+
+    // The same for a renewal: a supervisor is told when the lease was renewed, not when that was known.
+    let (_held, events) = hold(&machine, Duration::ZERO);
+    let event = events.recv_timeout(Duration::from_secs(60)).expect("a renewal");
+    assert!(matches!(event, LeaseEvent::Renewed { age } if age >= pause), "{event:?}");
+}
+
+#[test]
+fn a_stop_is_told_once_also_when_the_answer_to_its_acknowledgement_is_lost() {
+    let shared = Shared::default();
+    let (machine, other) = (Machine::new(&shared), Machine::new(&shared));
+    let (held, events) = hold(&machine, Duration::from_millis(20));
+    machine.way.set(Mode::Away);
+    let worker = Worker::of(held.lease(), other.clock.now());
+    request_stop(&other.store, other.clock.as_ref(), &worker, "tester").unwrap();
+    let acknowledged = || {
+        let lease = other.store.load_lease(&name()).unwrap().unwrap().value;
+        lease.requests[0].acknowledged_at.is_some()
+    };
+    machine.way.set(Mode::LosesAnswer("lease/"));
+    wait_for("the acknowledgement", acknowledged);
+    machine.way.set(Mode::Reachable);
+    let (mut stops, mut renewals_since) = (0, 0);
+    wait_for("the stop to be told, and some renewals after it", || {
+        for event in events.try_iter() {
+            stops += usize::from(matches!(event, LeaseEvent::StopRequested(_)));
+            let renewed = matches!(event, LeaseEvent::Renewed { .. });
+            renewals_since += usize::from(stops > 0 && renewed);
+        }
+        renewals_since >= 3
+    });
+    assert_eq!(stops, 1);
+}
+
+#[test]
+fn a_renewal_that_hangs_on_reading_the_lease_again_ends_within_the_lease() {
+    let shared = Shared::default();
+    let (mut machine, other) = (Machine::new(&shared), Machine::new(&shared));
+    machine.ttl = Duration::from_secs(4);
+    let (held, events) = hold(&machine, Duration::from_millis(20));
+    machine.way.set(Mode::HangsOnReading);
+    let began = Instant::now();
+    // Its next renewal conflicts with that.
+    let worker = Worker::of(held.lease(), other.clock.now());
+    request_stop(&other.store, other.clock.as_ref(), &worker, "tester").unwrap();
+    wait_for("the lease to be given up", || {
+        events.try_iter().any(|event| matches!(event, LeaseEvent::Lost(_)))
+    });
+    assert!(began.elapsed() < machine.ttl, "{:?}", began.elapsed());
 }
 
 #[test]
@@ -146,7 +224,7 @@ fn an_end_beyond_the_lease_is_a_lost_lease_also_when_the_heartbeat_has_not_notic
 fn a_save_whose_answer_was_lost_is_recognised_as_ones_own() {
     let machine = Machine::new(&Shared::default());
     let mut run = machine.start();
-    machine.way.set(Mode::LosesAnswer);
+    machine.way.set(Mode::LosesAnswer("state/"));
     report(&mut run, "1").unwrap();
     assert!(run.degraded_since().is_some());
     assert_eq!(machine.stored().last_processed_id, "1", "it did happen");
@@ -156,7 +234,7 @@ fn a_save_whose_answer_was_lost_is_recognised_as_ones_own() {
     assert_eq!(machine.stored().last_processed_id, "2");
 
     // The same after a crash.
-    machine.way.set(Mode::LosesAnswer);
+    machine.way.set(Mode::LosesAnswer("state/"));
     report(&mut run, "3").unwrap();
     report(&mut run, "4").unwrap();
     drop(run);

@@ -247,6 +247,16 @@ fn a_damaged_record_is_told_and_hides_no_other() {
     let reference = format!("p@{newest}");
     project.run(&["state", "diff", &reference, "p"]).expect(3);
     project.run(&["state", "rollback", "p", "--to", &newest, "--yes"]).expect(3);
+    // What the damaged one was cannot be told, so it does not count.
+    insta::assert_snapshot!(story(&project, &["state", "rollback", "p", "--to", "-1"]), @"
+    exit 2
+    --- stderr
+    warning: history record RECORD is newer and cannot be used: cannot load history record `RECORD` of `p`: the backend reports corrupt: DIR/.oxiflow/state/history/p/RECORD.json failed its checksum
+    RECORD is the state of `p` after run at TIME (AGO): completed, 3 records
+    going back to it changes N fields of the present state
+    error: nobody is there to confirm; nothing was changed
+    hint: repeat the command with `--yes`
+    ");
     // Runs go on, and write history.
     run_to(&project, "c3");
     assert_eq!(files(&project), 3);

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use kit::{Project, QUICK, Ran, Running, plugin_folder, wait_for};
 use oxide_flow::app::App;
 use oxide_flow::config::{Config, ProjectLocation};
@@ -166,7 +167,7 @@ fn a_request_to_clear_the_cache_reaches_a_running_worker() {
         &data(&project.run(&["worker", "list", "--json"]).expect(0), "worker-list")[0]["lease"];
     assert!(lease["requests"].as_array().unwrap().len() < 12, "old requests are dropped");
 
-    running.signal("-STOP");
+    running.suspend();
     let silent = project.run(&["state", "clear-cache", "p", "--wait", "300ms"]).expect(1);
     assert!(silent.stdout.ends_with("of `p` has not answered\n"), "{}", silent.stdout);
     running.signal("-CONT");
@@ -262,6 +263,22 @@ fn a_locked_pipeline_is_not_run_until_it_is_unlocked() {
     ");
     waiting.finish().expect(0);
     project.run(&["run", "p"]).expect(0);
+}
+
+#[test]
+fn a_lock_counts_from_when_it_is_there_and_not_from_when_it_was_asked_for() {
+    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let ran = project
+        .run(&["state", "lock", "p", "--reason", "later", "--ttl", "1h", "--json"])
+        .expect(0);
+    let lock = data(&ran, "lock");
+    let workers =
+        data(&project.run(&["worker", "list", "--all", "--json"]).expect(0), "worker-list");
+    // It is put there under a lease, for which others may have to be waited for.
+    let acquired = &workers[0]["lease"]["acquired_at"];
+    let at = |time: &Value| time.as_str().unwrap().parse::<DateTime<Utc>>().unwrap();
+    assert!(at(&lock["locked_at"]) > at(acquired), "{lock}, acquired at {acquired}");
+    assert_eq!(at(&lock["expires_at"]) - at(&lock["locked_at"]), TimeDelta::hours(1));
 }
 
 #[test]

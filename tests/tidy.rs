@@ -23,7 +23,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("runner", &["store", "lease", "history", "recovery", "model", "config"]),
     ("app", &["config", "plugin", "layer", "store", "lease", "recovery", "runner", "model"]),
     ("view", &["store", "lease", "model"]),
-    ("server", &["app", "lease", "model", "config", "view"]),
+    ("server", &["app", "store", "lease", "model", "config", "view"]),
     ("manager", &["app", "config", "store", "lease", "recovery", "runner", "model"]),
     ("metrics", &[]),
 ];

@@ -93,13 +93,23 @@ pub fn time_of(history_id: &str) -> Option<DateTime<Utc>> {
     NaiveDateTime::parse_from_str(time, ID_TIME).ok().map(|time| time.and_utc())
 }
 
+/// A record that a person means.
+#[derive(Debug)]
+pub struct Found {
+    /// The record.
+    pub record: HistoryRecord,
+    /// The ids of newer ones that cannot be read and were not counted, and why.
+    pub skipped: Vec<(String, Error)>,
+}
+
 /// Finds the record that a person means: by its id, or `-N` for the N-th before the present
-/// state, so that `-1` is what `rollback` goes back to.
+/// state, so that `-1` is what `rollback` goes back to. Of those that are counted, one that cannot
+/// be read hides no older one.
 ///
 /// # Errors
-/// `NotFound` when there is no such record, `Corrupt` when it is damaged; otherwise as the store
-/// fails.
-pub fn find(store: &StateStore, pipeline: &PipelineName, wanted: &str) -> Result<HistoryRecord> {
+/// `NotFound` when there is no such record, `Corrupt` when it, or every one that is counted, is
+/// damaged; otherwise as the store fails.
+pub fn find(store: &StateStore, pipeline: &PipelineName, wanted: &str) -> Result<Found> {
     let none = || {
         Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no history `{wanted}`"))
             .hint(format!("`oxide_flow state history {pipeline}` shows what there is"))
@@ -112,27 +122,44 @@ pub fn find(store: &StateStore, pipeline: &PipelineName, wanted: &str) -> Result
         {
             return Err(none());
         }
-        return store.load_history(pipeline, wanted)?.ok_or_else(none);
+        let record = store.load_history(pipeline, wanted)?.ok_or_else(none)?;
+        return Ok(Found { record, skipped: Vec::new() });
     };
     let back = back.ok().filter(|back| *back > 0).ok_or_else(|| {
         let message = format!("`{wanted}` is no history id and no number of steps back");
         Error::new(ErrorKind::Usage, message).hint("use an id, or -1 for the last one before now")
     })?;
     let present = store.load_state(pipeline)?.map(|state| state.value);
-    let mut left = back;
-    for history_id in store.history_ids(pipeline)?.iter().rev() {
-        // Pruned since it was listed.
-        let Some(record) = store.load_history(pipeline, history_id)? else { continue };
+    let (mut left, mut skipped) = (back, Vec::new());
+    for history_id in store.history_ids(pipeline)?.into_iter().rev() {
+        let record = match store.load_history(pipeline, &history_id) {
+            Ok(Some(record)) => record,
+            // Pruned since it was listed.
+            Ok(None) => continue,
+            Err(error) if error.is_of_one_record() => {
+                skipped.push((history_id, error));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         // Going back to what is there already is not what anybody means by going back.
         if present.as_ref().is_some_and(|state| record.is_of(state)) || record.state.is_none() {
             continue;
         }
         left -= 1;
         if left == 0 {
-            return Ok(record);
+            return Ok(Found { record, skipped });
         }
     }
-    Err(none())
+    Err(match skipped.into_iter().next() {
+        None => none(),
+        Some((_, error)) => {
+            let message = format!("no history `{wanted}` of `{pipeline}` can be read");
+            Error::new(error.kind(), message)
+                .because(error)
+                .hint(format!("`oxide_flow state history {pipeline}` shows what there is"))
+        }
+    })
 }
 
 fn try_record(store: &StateStore, clock: &dyn Clock, event: &Event<'_>) -> Result<Option<String>> {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::lease::{Worker, WorkerStatus};
+use crate::lease::Worker;
 use crate::model::{
     HistoryRecord, Lease, ManualLock, Moved, PipelineName, PipelineState, PipelineStatus,
 };
@@ -132,6 +132,7 @@ impl<'a> PipelineView<'a> {
 pub struct WorkerView<'a> {
     status: &'static str,
     process: &'static str,
+    /// When its lease runs out; `None` when it holds none, or lasts longer than any calendar.
     expires_at: Option<DateTime<Utc>>,
     /// When this was spooled on this machine, if the store is away.
     pub stale_since: Option<DateTime<Utc>>,
@@ -141,8 +142,8 @@ pub struct WorkerView<'a> {
 impl<'a> From<&'a Worker> for WorkerView<'a> {
     fn from(worker: &'a Worker) -> Self {
         let lease = &worker.lease;
-        let ttl = chrono::TimeDelta::from_std(lease.ttl()).unwrap_or_default();
-        let expires_at = worker.is_holding().then(|| lease.renewed_at + ttl);
+        let ttl = chrono::TimeDelta::from_std(lease.ttl()).ok().filter(|_| worker.is_holding());
+        let expires_at = ttl.and_then(|ttl| lease.renewed_at.checked_add_signed(ttl));
         let (status, process) = (worker.status.as_str(), worker.liveness.as_str());
         Self { status, process, expires_at, stale_since: None, lease }
     }
@@ -196,14 +197,48 @@ pub fn lease_of(
 /// runs it was interrupted, and one that a pipeline left behind in another store is `moved`.
 #[must_use]
 pub fn effective_status(state: &PipelineState, lease: Option<&Worker>) -> &'static str {
-    let held = lease.is_some_and(|worker| {
-        !matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released)
-    });
+    let held = lease.is_some_and(|worker| worker.status.may_live());
     if lease.is_some_and(|worker| worker.lease.moved.is_some()) {
         return MOVED;
     }
     match state.status {
         PipelineStatus::Running if !held => "interrupted",
         status => status.as_str(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::this_process;
+    use crate::model::Extra;
+
+    #[test]
+    fn a_lease_that_outlasts_every_calendar_has_no_end_and_is_shown_as_it_is() {
+        let shown = |ttl_ms| {
+            let at = DateTime::UNIX_EPOCH;
+            let lease = Lease {
+                pipeline_id: "p".parse().unwrap(),
+                holder: this_process().unwrap(),
+                epoch: 1,
+                ttl_ms,
+                purpose: "run".to_owned(),
+                acquired_at: at,
+                renewed_at: at,
+                released_at: None,
+                requests: Vec::new(),
+                metrics: None,
+                lock: None,
+                moved: None,
+                extra: Extra::new(),
+            };
+            let document = json!(WorkerView::from(&Worker::of(lease, at)));
+            (document["expires_at"].clone(), document["lease"]["ttl_ms"].clone())
+        };
+        assert_eq!(shown(1000), (json!("1970-01-01T00:00:01Z"), json!(1000)));
+        // The first is more than a duration can be, the second only more than a date.
+        for absurd in [u64::MAX, i64::MAX.unsigned_abs()] {
+            assert_eq!(shown(absurd), (Value::Null, json!(absurd)));
+        }
     }
 }

@@ -32,8 +32,11 @@ pub enum Mode {
     Away,
     /// Every call waits in vain for its answer.
     Hangs,
-    /// The next write of a state happens, its answer is lost, and the store goes away.
-    LosesAnswer,
+    /// Every call to read does.
+    HangsOnReading,
+    /// The next write of a key that begins like this happens, its answer is lost, and the store goes
+    /// away.
+    LosesAnswer(&'static str),
 }
 
 /// One machine's way to a store that all share.
@@ -51,15 +54,20 @@ impl Way {
     fn check(&self, call: &Call) -> Result<(), BackendError> {
         let mode = *self.mode.lock().unwrap();
         match mode {
-            Mode::Hangs => {
-                let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-                std::thread::sleep(left.unwrap());
-                Err(BackendError::new(BackendErrorKind::Timeout, "no answer"))
-            }
+            Mode::Hangs => Err(hang(call)),
             Mode::Away => Err(BackendError::unavailable("no route")),
-            Mode::Reachable | Mode::AnswersLate(_) | Mode::LosesAnswer => Ok(()),
+            Mode::HangsOnReading
+            | Mode::Reachable
+            | Mode::AnswersLate(_)
+            | Mode::LosesAnswer(_) => Ok(()),
         }
     }
+}
+
+fn hang(call: &Call) -> BackendError {
+    let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+    std::thread::sleep(left.unwrap());
+    BackendError::new(BackendErrorKind::Timeout, "no answer")
 }
 
 impl Storage for Way {
@@ -69,6 +77,9 @@ impl Storage for Way {
 
     fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
         self.check(call)?;
+        if *self.mode.lock().unwrap() == Mode::HangsOnReading {
+            return Err(hang(call));
+        }
         Ok(self.shared.lock().unwrap().1.get(key).cloned())
     }
 
@@ -86,7 +97,9 @@ impl Storage for Way {
         let version = Version::from(shared.0);
         shared.1.insert(key.to_owned(), Entry { value: value.to_vec(), version });
         let mut mode = self.mode.lock().unwrap();
-        if *mode == Mode::LosesAnswer && key.starts_with("state/") {
+        if let Mode::LosesAnswer(prefix) = *mode
+            && key.starts_with(prefix)
+        {
             *mode = Mode::Away;
             return Err(BackendError::outcome_unknown("the connection was reset"));
         }

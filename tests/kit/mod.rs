@@ -384,6 +384,23 @@ impl Running {
         assert!(sent.expect("kill starts").success());
     }
 
+    /// Suspends a runner at an instant when it is not in the middle of a write: then it would keep
+    /// the file backend's lock, and everybody else out of the store.
+    pub fn suspend(&self) {
+        let pid = self.pid().to_string();
+        wait_for("the runner to be between two writes", || {
+            self.signal("-STOP");
+            let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+            wait_for("the runner to stop", || stat().contains(") T ").then_some(()));
+            let locks = std::fs::read_to_string("/proc/locks").expect("the kernel's list of locks");
+            let holds = locks.lines().any(|line| line.split_whitespace().nth(4) == Some(&pid));
+            if holds {
+                self.signal("-CONT");
+            }
+            (!holds).then_some(())
+        });
+    }
+
     /// Kills it, as a crash would, and waits until it is gone.
     pub fn kill(mut self) {
         self.0.kill().expect("it can be killed");

@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use rcgen::generate_simple_self_signed;
 
 use crate::client::{Answer, ask, connect, get};
-use crate::kit::{Project, QUICK, Served};
+use crate::kit::{Project, QUICK, Served, wait_for};
+use crate::proxy::{Behaviour, Proxy};
 use crate::{READ_TOKEN, TOKEN};
 
 #[test]
@@ -111,6 +112,34 @@ fn what_is_too_large_is_refused_before_it_is_read() {
     ask(at, "GET /healthz", &many, b"").expect(431);
     get(at, &format!("/v1/store/{}", "k".repeat(513))).expect(400);
     get(at, "/healthz").expect(200);
+}
+
+#[test]
+fn probes_and_scrapes_take_no_place_from_the_storage_interface_when_the_store_hangs() {
+    let behind = Project::new(QUICK);
+    let far = Served::start(&behind, &[]);
+    let port = far.address().rsplit_once(':').expect("a port").1.parse().expect("a number");
+    let proxy = Proxy::to_port(port);
+    let state =
+        format!("backend: http\n  backend_config: {{url: 'http://127.0.0.1:{}'}}", proxy.port());
+    let settings = QUICK.replace("backend: file", &state);
+    let project = Project::new(&format!("{settings}server: {{max_requests: 1}}\n"));
+    let served = Served::start(&project, &[]);
+    let at = served.address();
+    get(at, "/readyz").expect(200);
+    proxy.behave(Behaviour::BlackHole);
+    let hurried = |what: &str| ask(at, what, &["Oxiflow-Timeout-Ms: 200"], b"");
+    let hanging = std::thread::scope(|scope| {
+        let probes: Vec<_> = (0..5).map(|_| scope.spawn(|| get(at, "/readyz").status)).collect();
+        // All of them and the scrape itself, which says what it knows without the store.
+        wait_for("the probes", || {
+            let metrics = String::from_utf8(hurried("GET /metrics").expect(200).body);
+            metrics.expect("text").contains("oxiflow_http_requests_under_way 6").then_some(())
+        });
+        assert_eq!(hurried("GET /v1/store/k").json()["code"], "timeout", "it had its place");
+        probes.into_iter().map(|probe| probe.join().expect("an answer")).collect::<Vec<_>>()
+    });
+    assert_eq!(hanging, [503; 5], "in time, whatever `request_timeout` is");
 }
 
 /// A certificate of the project for this machine, and its key.

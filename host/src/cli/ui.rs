@@ -1,9 +1,11 @@
 //! The only place that prints. Data goes to standard output, everything else to standard error.
 //!
-//! A closed standard output ends the program with exit code 0: whoever reads has read enough.
+//! A closed standard output ends the program with exit code 0: whoever reads has read enough. Only
+//! what is passed on of others' output ends nothing, since their work goes on without it.
 
 use std::error::Error as StdError;
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstyle::{AnsiColor, Style};
 use chrono::{DateTime, Utc};
@@ -17,11 +19,14 @@ const YELLOW: Style = AnsiColor::Yellow.on_default().bold();
 const CYAN: Style = AnsiColor::Cyan.on_default();
 
 /// Prints.
-pub(super) struct Ui;
+pub(super) struct Ui {
+    /// Whether standard output takes no more of what is passed on.
+    is_deaf: AtomicBool,
+}
 
 impl Ui {
     pub(super) fn new() -> Self {
-        Self
+        Self { is_deaf: AtomicBool::new(false) }
     }
 
     /// A line of data.
@@ -31,13 +36,21 @@ impl Ui {
         end_if_closed(written);
     }
 
-    /// A line that somebody else wrote and that is only passed on. When nobody reads it, the work
-    /// that writes it goes on all the same.
-    #[expect(clippy::unused_self, reason = "printing goes through a value that commands are given")]
+    /// A line that somebody else wrote and that is only passed on. When nobody reads it, or it
+    /// cannot be written, the work that writes it goes on all the same, and what else it writes is
+    /// dropped.
     pub(super) fn pass_on(&self, text: &str) {
-        match writeln!(anstream::stdout().lock(), "{text}") {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-            written => end_if_closed(written),
+        if self.is_deaf.load(Ordering::SeqCst) {
+            return;
+        }
+        let Err(error) = writeln!(anstream::stdout().lock(), "{text}") else { return };
+        let is_told = self.is_deaf.swap(true, Ordering::SeqCst);
+        // Whoever closed a pipe knows.
+        if !is_told && error.kind() != std::io::ErrorKind::BrokenPipe {
+            self.warning(&format!(
+                "cannot write to standard output: {error}; the output of steps is dropped from here \
+                 on, and the run goes on"
+            ));
         }
     }
 

@@ -128,6 +128,12 @@ impl Records {
         self.storage.capabilities()
     }
 
+    /// Whether the storage makes several changes in one call, and not one after the other.
+    #[must_use]
+    pub fn supports_batch(&self) -> bool {
+        self.storage.supports_batch()
+    }
+
     /// The same records, encrypted with these keys when they are written.
     #[must_use]
     pub fn encrypted(mut self, keyring: Keyring) -> Self {

@@ -1,10 +1,12 @@
 //! Holding a lease: a background thread renews it, obeys what others ask, and notices its loss.
 //!
 //! Each renewal is a compare-and-swap, so a request or a takeover by somebody else shows up as a
-//! conflict. The holder gives up before others may take over: at [`GIVE_UP_PERCENT`] of the time to live
+//! conflict. A request is acknowledged in the record and told to the holder once, also when the answer
+//! to the renewal that acknowledged it was lost. The holder gives up before others may take over: at [`GIVE_UP_PERCENT`] of the time to live
 //! without a renewal, counted from before the last successful attempt was made. Only when it was told
 //! to, with a [`Tempo::limit`] beyond that, it goes on longer, and may find that it was taken over.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -61,8 +63,11 @@ impl Tempo {
 /// Something that the holder of a lease must react to.
 #[derive(Clone, Debug)]
 pub enum LeaseEvent {
-    /// The lease was renewed, and lasts its time to live from now.
-    Renewed,
+    /// The lease was renewed, and lasts its time to live from when the attempt began.
+    Renewed {
+        /// How long ago that was.
+        age: Duration,
+    },
     /// It could not be renewed, and the holder goes on all the same, as its limit allows.
     GoesOn,
     /// Somebody asks to stop; the request has been acknowledged.
@@ -295,9 +300,9 @@ impl Departed {
     /// `Conflict` when somebody else wrote it there; otherwise as the store fails.
     pub fn arrive(self, store: &StateStore) -> Result<HeldLease> {
         let there = store.load_lease(&self.lease.pipeline_id)?;
-        let epoch = there.as_ref().map_or(0, |lease| lease.value.epoch).max(self.lease.epoch) + 1;
+        let last = there.as_ref().map_or(0, |lease| lease.value.epoch).max(self.lease.epoch);
         let lease = Lease {
-            epoch,
+            epoch: last.saturating_add(1),
             renewed_at: self.clock.now(),
             released_at: None,
             requests: Vec::new(),
@@ -334,6 +339,7 @@ impl Shared {
         let mut pause = interval.saturating_sub(self.age());
         // Since when renewing fails.
         let mut failing: Option<Duration> = None;
+        let mut told = HashSet::new();
         loop {
             let inner = self.lock();
             let (inner, _) = self
@@ -359,7 +365,7 @@ impl Shared {
                 // One that hangs leaves time for another, over a new connection.
                 (left / 2).max(interval.min(left))
             };
-            match self.renew(&lease, timeout) {
+            match self.renew(&lease, timeout, &mut told) {
                 Ok(None) => (pause, failing) = (interval, None),
                 Ok(Some(lost)) => return self.lose(lost),
                 Err(error) => {
@@ -388,34 +394,35 @@ impl Shared {
         }
     }
 
-    /// Renews the lease once; says how it was lost if it is. A process that was suspended past its
+    /// Renews the lease once, all its calls within `timeout`; says how it was lost if it is. A process that was suspended past its
     /// lease comes here too: if nobody took over meanwhile, the swap succeeds and it goes on.
-    fn renew(&self, held: &Versioned<Lease>, timeout: Duration) -> Result<Option<LostReason>> {
+    /// `told` are the ids of the requests in the record that the holder was told of.
+    fn renew(
+        &self,
+        held: &Versioned<Lease>,
+        timeout: Duration,
+        told: &mut HashSet<String>,
+    ) -> Result<Option<LostReason>> {
         let mut next = held.value.clone();
         let mut expected = held.version;
-        let mut new_requests: Vec<Request> = Vec::new();
+        let end = self.clock.monotonic().saturating_add(timeout);
+        let left = || end.saturating_sub(self.clock.monotonic());
         loop {
             let attempted = self.clock.monotonic();
             next.renewed_at = self.clock.now();
             next.metrics = Some(self.store.figures());
-            match self.store.save_lease(&next, &Expected::Version(expected), timeout) {
+            match self.store.save_lease(&next, &Expected::Version(expected), left()) {
                 Ok(version) => {
+                    let requests = next.requests.clone();
                     self.renewed(next, version, attempted);
-                    (self.on_event)(LeaseEvent::Renewed);
-                    for request in new_requests {
-                        (self.on_event)(match request.kind {
-                            RequestKind::Mirror | RequestKind::CutOver => {
-                                LeaseEvent::MoveRequested(request)
-                            }
-                            _ => LeaseEvent::StopRequested(request),
-                        });
-                    }
+                    (self.on_event)(LeaseEvent::Renewed { age: self.age() });
+                    self.tell(requests, told);
                     return Ok(None);
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => {}
                 Err(error) => return Err(error),
             }
-            let current = self.store.load_lease(&held.value.pipeline_id)?;
+            let current = self.store.load_lease_within(&held.value.pipeline_id, left())?;
             if let Some(lost) = lost_to(&held.value, current.as_ref()) {
                 return Ok(Some(lost));
             }
@@ -425,24 +432,33 @@ impl Shared {
             };
             expected = current.version;
             next = current.value;
-            new_requests.clear();
             for request in &mut next.requests {
                 if request.acknowledged_at.is_none() && request.kind != RequestKind::Unknown {
                     request.acknowledged_at = Some(self.clock.now());
-                    match request.kind {
-                        RequestKind::Stop | RequestKind::Mirror | RequestKind::CutOver => {
-                            new_requests.push(request.clone());
-                        }
-                        RequestKind::Unknown => {}
-                        RequestKind::ClearCache => {
-                            let records = self.store.clear_cache();
-                            let (id, from) = (&request.id, &request.from);
-                            tracing::info!(
-                                target: "oxide_flow::state", records, id, %from, "Cache cleared"
-                            );
-                        }
+                    if request.kind == RequestKind::ClearCache {
+                        let records = self.store.clear_cache();
+                        let (id, from) = (&request.id, &request.from);
+                        tracing::info!(
+                            target: "oxide_flow::state", records, id, %from, "Cache cleared"
+                        );
                     }
                 }
+            }
+        }
+    }
+
+    /// Tells the holder of the requests that it was not told of yet. Whether one is acknowledged in
+    /// the record says nothing of that.
+    fn tell(&self, requests: Vec<Request>, told: &mut HashSet<String>) {
+        let ids = requests.iter().map(|request| request.id.clone()).collect();
+        let before = std::mem::replace(told, ids);
+        for request in requests.into_iter().filter(|request| !before.contains(&request.id)) {
+            match request.kind {
+                RequestKind::Stop => (self.on_event)(LeaseEvent::StopRequested(request)),
+                RequestKind::Mirror | RequestKind::CutOver => {
+                    (self.on_event)(LeaseEvent::MoveRequested(request));
+                }
+                RequestKind::ClearCache | RequestKind::Unknown => {}
             }
         }
     }

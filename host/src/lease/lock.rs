@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::acquire::{Acquire, acquire};
 use super::identity::{person, this_process};
@@ -18,7 +18,8 @@ use crate::store::StateStore;
 /// How long the lease lasts that is taken to put the lock there.
 const LEASE_TTL: Duration = Duration::from_secs(30);
 
-/// Locks a pipeline for this person, and returns the lock.
+/// Locks a pipeline for this person, and returns the lock. It lasts `ttl` from when it is there, however
+/// long that was waited for.
 ///
 /// # Errors
 /// `LeaseHeld` when a live worker holds the pipeline and does not release it within `wait`, or
@@ -32,12 +33,14 @@ pub fn lock(
     ttl: Duration,
     wait: Duration,
 ) -> Result<ManualLock> {
-    let locked_at = clock.now();
-    let expires_at = TimeDelta::from_std(ttl)
-        .ok()
-        .and_then(|ttl| locked_at.checked_add_signed(ttl))
-        .ok_or_else(|| Error::new(ErrorKind::Usage, "the lock would last too long"))?;
-    let lock = ManualLock { by: person(), reason: reason.to_owned(), locked_at, expires_at };
+    let by = person();
+    let lock_from = |locked_at: DateTime<Utc>| {
+        let expires_at = locked_at.checked_add_signed(TimeDelta::from_std(ttl).ok()?)?;
+        Some(ManualLock { by: by.clone(), reason: reason.to_owned(), locked_at, expires_at })
+    };
+    if lock_from(clock.now()).is_none() {
+        return Err(Error::new(ErrorKind::Usage, "the lock would last too long"));
+    }
     let epoch_floor = match store.load_state(pipeline) {
         Ok(state) => state.map_or(0, |state| state.value.epoch),
         // A damaged state is what maintenance is for; the lease record has the epoch too.
@@ -58,22 +61,21 @@ pub fn lock(
         },
     )?;
     let mine = acquired.lease.value.epoch;
-    let mut still_mine = false;
+    let mut lock = None;
     // The lock comes and the lease goes in one write: there is no moment between them.
     store.update_lease(pipeline, |lease| {
-        still_mine = lease.epoch == mine && !lease.is_released();
-        if still_mine {
-            lease.lock = Some(lock.clone());
-            lease.released_at = Some(clock.now());
+        let now = clock.now();
+        lock = lock_from(now).filter(|_| lease.epoch == mine && !lease.is_released());
+        if lock.is_some() {
+            lease.lock.clone_from(&lock);
+            lease.released_at = Some(now);
         }
-        still_mine
+        lock.is_some()
     })?;
-    if still_mine {
-        Ok(lock)
-    } else {
+    lock.ok_or_else(|| {
         let message = format!("the lease of `{pipeline}` was taken over while it was locked");
-        Err(Error::new(ErrorKind::Fenced, message).hint("lock it again"))
-    }
+        Error::new(ErrorKind::Fenced, message).hint("lock it again")
+    })
 }
 
 /// Takes the lock off a pipeline if `may` agrees, and returns it; `None` when it is not locked.

@@ -6,7 +6,6 @@
 //! for one-shot commands.
 
 mod acquire;
-mod cache;
 mod heartbeat;
 mod identity;
 mod lock;
@@ -15,11 +14,10 @@ mod registry;
 mod requests;
 
 pub use acquire::{Acquire, Acquired, MIGRATE, Takeover, acquire};
-pub use cache::{Answer, request_clear_cache};
 pub use heartbeat::{Departed, HeldLease, LeaseEvent, LostReason, Tempo, safe_time};
 pub use identity::{Liveness, liveness, person, this_process};
 pub use lock::{lock, unlock};
 pub use registry::{
     StopOutcome, Worker, WorkerStatus, Workers, find_worker, force_release, request_stop, workers,
 };
-pub use requests::{answer, post};
+pub use requests::{Answer, answer, leave, request};

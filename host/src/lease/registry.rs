@@ -1,13 +1,13 @@
 //! Workers as others see them: listing, finding, asking to stop, releasing what the dead hold.
 
 use chrono::{DateTime, Utc};
-use oxiflow_plugin_api::Expected;
 
 use super::identity::{Liveness, liveness};
+use super::requests::{Held, add, change_held, request};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Lease, ManualLock, PipelineName, Request, RequestKind};
-use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
+use crate::model::{Lease, ManualLock, PipelineName, RequestKind};
+use crate::store::StateStore;
 
 /// A worker: the holder of a lease.
 #[derive(Clone, Debug)]
@@ -46,6 +46,13 @@ impl WorkerStatus {
             Self::Dead => "dead",
             Self::Released => "released",
         }
+    }
+
+    /// Whether a worker may be at work under the lease: it has not given it back, and is not known
+    /// to be dead.
+    #[must_use]
+    pub fn may_live(self) -> bool {
+        !matches!(self, Self::Dead | Self::Released)
     }
 }
 
@@ -146,41 +153,23 @@ pub fn request_stop(
 ) -> Result<StopOutcome> {
     let mine = &worker.lease;
     let dead = worker.liveness == Liveness::Dead;
-    let id = ulid::Ulid::generate().to_string();
-    let (mut replaced, mut released) = (false, false);
-    let updated = store.update_lease(&mine.pipeline_id, |lease| {
-        replaced = lease.epoch != mine.epoch;
-        released = lease.is_released();
-        if replaced || released {
-            return false;
-        }
+    let stop = request(RequestKind::Stop, from, clock);
+    let held = change_held(store, mine, |lease| {
         if dead {
             lease.released_at = Some(clock.now());
             return true;
         }
-        let asked = lease.requests.iter().any(|request| request.kind == RequestKind::Stop);
-        if !asked {
-            lease.requests.push(Request {
-                id: id.clone(),
-                kind: RequestKind::Stop,
-                from: from.to_owned(),
-                requested_at: clock.now(),
-                acknowledged_at: None,
-                destination: None,
-                outcome: None,
-            });
-        }
-        !asked
+        add(&mut lease.requests, &stop).is_none()
     })?;
-    let pipeline = &mine.pipeline_id;
-    match updated.map(|lease| lease.value) {
-        Some(_) if !replaced && released => Ok(StopOutcome::AlreadyReleased),
-        Some(lease) if !replaced && dead => Ok(StopOutcome::ReleasedDead(lease)),
-        Some(lease) if !replaced => Ok(StopOutcome::Requested(lease)),
-        _ => Err(Error::new(
-            ErrorKind::NotFound,
-            format!("worker `{}` no longer holds pipeline `{pipeline}`", mine.holder.worker_id),
-        )),
+    match held {
+        Held::Yes(lease) if dead => Ok(StopOutcome::ReleasedDead(*lease)),
+        Held::Yes(lease) => Ok(StopOutcome::Requested(*lease)),
+        Held::Released => Ok(StopOutcome::AlreadyReleased),
+        Held::Replaced => {
+            let (worker, pipeline) = (&mine.holder.worker_id, &mine.pipeline_id);
+            let message = format!("worker `{worker}` no longer holds pipeline `{pipeline}`");
+            Err(Error::new(ErrorKind::NotFound, message))
+        }
     }
 }
 
@@ -195,21 +184,14 @@ pub fn force_release(
     clock: &dyn Clock,
     pipeline: &PipelineName,
 ) -> Result<Option<Lease>> {
-    loop {
-        let Some(lease) = store.load_lease(pipeline)? else {
-            return Ok(None);
-        };
-        if lease.value.is_released() {
-            return Ok(None);
+    let mut previous = None;
+    store.update_lease(pipeline, |lease| {
+        previous = (!lease.is_released()).then(|| lease.clone());
+        if previous.is_some() {
+            lease.epoch = lease.epoch.saturating_add(1);
+            lease.released_at = Some(clock.now());
         }
-        let Versioned { value: previous, version } = lease;
-        let mut next = previous.clone();
-        next.epoch += 1;
-        next.released_at = Some(clock.now());
-        match store.save_lease(&next, &Expected::Version(version), OPERATION_TIMEOUT) {
-            Ok(_) => return Ok(Some(previous)),
-            Err(error) if error.kind() == ErrorKind::Conflict => {}
-            Err(error) => return Err(error),
-        }
-    }
+        previous.is_some()
+    })?;
+    Ok(previous)
 }

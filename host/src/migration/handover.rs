@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::route::{MoveOptions, Route};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Liveness, liveness, post};
+use crate::lease::{Liveness, leave, liveness, request};
 use crate::model::{Lease, Request, RequestKind, RequestOutcome};
 
 /// How often the lease is looked at while the worker is at it.
@@ -68,17 +68,10 @@ fn wait_for_arrival(route: &Route, lease: &Lease) -> Result<()> {
 /// Leaves a request in the worker's lease, and watches what comes of it.
 fn ask(route: &Route, mine: &Lease, kind: RequestKind, options: &MoveOptions) -> Result<Seen> {
     let store = &route.from().store;
-    let request = Request {
-        id: ulid::Ulid::generate().to_string(),
-        kind,
-        from: options.who.clone(),
-        requested_at: route.clock().now(),
-        acknowledged_at: None,
-        destination: Some(route.destination()),
-        outcome: None,
-    };
-    let id = request.id.clone();
-    if !post(store, mine, &request)? {
+    let asked = request(kind, &options.who, route.clock());
+    let asked = Request { destination: Some(route.destination()), ..asked };
+    let id = asked.id.clone();
+    if leave(store, mine, &asked)?.is_none() {
         return see(route, mine, &id);
     }
     let end = route.clock().monotonic() + options.wait;

@@ -2,7 +2,7 @@
 
 use crate::clock::Clock;
 use crate::error::{Error, Result};
-use crate::lease::{Worker, WorkerStatus};
+use crate::lease::Worker;
 use crate::model::PipelineName;
 use crate::store::StateStore;
 
@@ -59,8 +59,7 @@ pub fn survey(
                 None
             }
         };
-        let live = worker
-            .filter(|worker| !matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released));
+        let live = worker.filter(|worker| worker.status.may_live());
         let worker = live.map(|worker| worker.lease.holder.worker_id);
         on_done(&pipeline);
         survey.pipelines.push(Surveyed { pipeline, worker, unreadable });

@@ -236,7 +236,7 @@ impl PipelineState {
         if let Some(step) = self.step_states.get_mut(id) {
             step.status = StepStatus::Failed;
             step.finished_at = Some(now);
-            step.error_count += 1;
+            step.error_count = step.error_count.saturating_add(1);
         }
         self.add_error(error);
     }
@@ -251,9 +251,9 @@ impl PipelineState {
 
     /// A failed step is tried again.
     pub fn count_retry(&mut self, id: &str) {
-        self.retry_count += 1;
+        self.retry_count = self.retry_count.saturating_add(1);
         if let Some(step) = self.step_states.get_mut(id) {
-            step.retry_count += 1;
+            step.retry_count = step.retry_count.saturating_add(1);
         }
     }
 
@@ -262,7 +262,7 @@ impl PipelineState {
         self.errors.push(error);
         let excess = self.errors.len().saturating_sub(MAX_ERRORS);
         self.errors.drain(..excess);
-        self.errors_dropped += excess as u64;
+        self.errors_dropped = self.errors_dropped.saturating_add(excess as u64);
     }
 
     /// The run ends or pauses; no worker is on it any more.
@@ -298,6 +298,19 @@ mod tests {
         DateTime::from_timestamp(n, 0).unwrap()
     }
 
+    fn error(id: &str) -> ErrorRecord {
+        ErrorRecord {
+            error_id: id.to_owned(),
+            step_id: None,
+            error_type: ErrorType::Processing,
+            message: String::new(),
+            context: String::new(),
+            timestamp: second(0),
+            retryable: false,
+            extra: Extra::new(),
+        }
+    }
+
     #[test]
     fn progress_adds_up_in_the_step_and_in_the_pipeline() {
         let mut state = state();
@@ -329,6 +342,26 @@ mod tests {
     }
 
     #[test]
+    fn absurd_counters_of_a_stored_state_do_not_start_again_from_zero() {
+        let mut json = serde_json::to_value(state()).unwrap();
+        for counter in ["retry_count", "errors_dropped"] {
+            json[counter] = u64::MAX.into();
+        }
+        for counter in ["retry_count", "error_count"] {
+            json["step_states"]["a"][counter] = u64::MAX.into();
+        }
+        let mut state: PipelineState = serde_json::from_value(json).unwrap();
+        state.count_retry("a");
+        for _ in 0..=MAX_ERRORS {
+            state.fail_step("a", error("e"), second(1));
+        }
+        let step = &state.step_states["a"];
+        let counters =
+            [state.retry_count, state.errors_dropped, step.retry_count, step.error_count];
+        assert_eq!(counters, [u64::MAX; 4]);
+    }
+
+    #[test]
     fn no_step_is_left_running_where_nobody_runs_it() {
         let mut state = state();
         state.take_on("w", 1, second(1));
@@ -345,16 +378,7 @@ mod tests {
     fn only_the_newest_errors_are_kept_and_the_rest_is_counted() {
         let mut state = state();
         for n in 0..MAX_ERRORS + 3 {
-            state.add_error(ErrorRecord {
-                error_id: n.to_string(),
-                step_id: None,
-                error_type: ErrorType::Processing,
-                message: String::new(),
-                context: String::new(),
-                timestamp: second(0),
-                retryable: false,
-                extra: Extra::new(),
-            });
+            state.add_error(error(&n.to_string()));
         }
         assert_eq!((state.errors.len(), state.errors_dropped), (MAX_ERRORS, 3));
         assert_eq!(state.errors[0].error_id, "3");

@@ -30,7 +30,7 @@ pub struct ExaminedBackup {
 
 /// Which copy a person wants to go back to.
 #[derive(Clone, Copy, Debug)]
-pub enum Wanted<'a> {
+pub enum WhichCopy<'a> {
     /// The backup of this id.
     Backup(&'a str),
     /// The newest backup that verifies.
@@ -160,12 +160,12 @@ pub(super) fn time_of(listed: &ListedBackup) -> Option<DateTime<Utc>> {
 pub fn find_copy(
     store: &StateStore,
     pipeline: &PipelineName,
-    wanted: Wanted<'_>,
+    wanted: WhichCopy<'_>,
 ) -> Result<FoundCopy> {
     let id = match wanted {
-        Wanted::Backup(id) => id,
-        Wanted::Latest => return newest(store, pipeline, backups_of(store, pipeline)?, None),
-        Wanted::At(time) => {
+        WhichCopy::Backup(id) => id,
+        WhichCopy::Latest => return newest(store, pipeline, backups_of(store, pipeline)?, None),
+        WhichCopy::At(time) => {
             let mut places = backups_of(store, pipeline)?;
             places.extend(store.history_ids(pipeline)?.into_iter().map(CopyPlace::History));
             return newest(store, pipeline, places, Some(time));

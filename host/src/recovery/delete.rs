@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use super::guard::{Claim, under_lease};
 use super::rewrite::{Kept, RewriteOptions, keep_first};
-use super::upkeep::{RoomScope, Upkeep, make_room};
+use super::upkeep::{Upkeep, with_room};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history::{self, Event};
-use crate::lease::{Worker, WorkerStatus};
+use crate::lease::Worker;
 use crate::model::{HistoryKind, PipelineName};
 use crate::store::{ExaminedState, ListedBackup, StateStore};
 
@@ -64,19 +64,13 @@ pub fn delete(
     let Deletion { pipeline, purpose, options, upkeep, .. } = *deletion;
     let (epoch_floor, _) = store.examine_state(pipeline)?.counters();
     let claim = Claim { pipeline, purpose, wait: options.wait, epoch_floor };
-    let attempt =
-        || under_lease(store, clock, &claim, |_| delete_held(store, clock, deletion, may));
-    let full = match attempt() {
+    // Room for the lease. Under it, room is made for each write by itself: a lease that is released
+    // needs some as well, and whoever began again without would find itself in the way.
+    let full = match with_room(store, clock.as_ref(), pipeline, upkeep, || {
+        under_lease(store, clock, &claim, |_| delete_held(store, clock, deletion, may))
+    }) {
         Err(error) if error.kind() == ErrorKind::NoSpace => error,
         done => return done,
-    };
-    let full = if make_room(store, clock.as_ref(), pipeline, RoomScope::All, upkeep) > 0 {
-        match attempt() {
-            Err(error) if error.kind() == ErrorKind::NoSpace => error,
-            done => return done,
-        }
-    } else {
-        full
     };
     if !deletion.without_copy {
         return Err(
@@ -92,20 +86,24 @@ fn delete_held(
     deletion: &Deletion<'_>,
     may: &dyn Fn(&ExaminedState) -> bool,
 ) -> Result<Option<Deleted>> {
-    let Deletion { pipeline, purpose, options, .. } = *deletion;
+    let Deletion { pipeline, purpose, options, upkeep, .. } = *deletion;
     let stored = store.examine_state(pipeline)?;
     if !may(&stored) {
         return Ok(None);
     }
+    let clock = clock.as_ref();
     let mut deleted = Deleted::default();
     if !deletion.without_copy {
-        deleted.kept = keep_first(store, clock.as_ref(), pipeline, &stored, purpose, options)?;
+        deleted.kept = with_room(store, clock, pipeline, upkeep, || {
+            keep_first(store, clock, pipeline, &stored, purpose, options)
+        })?;
     }
-    deleted.state = take_away(store, pipeline, &stored)?;
+    deleted.state =
+        with_room(store, clock, pipeline, upkeep, || take_away(store, pipeline, &stored))?;
     if deletion.with_copies {
         deleted.copies = delete_copies(store, pipeline)?;
     } else if deleted.state {
-        record(store, clock.as_ref(), deletion);
+        record(store, clock, deletion);
     }
     Ok(Some(deleted))
 }
@@ -123,8 +121,7 @@ fn delete_without_lease(
     let stored = store.examine_state(pipeline)?;
     let is_taken = lease.is_some_and(|lease| {
         let worker = Worker::of(lease.value, clock.now());
-        let gone = matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released);
-        !gone || worker.lock_at(clock.now()).is_some()
+        worker.status.may_live() || worker.lock_at(clock.now()).is_some()
     });
     if is_taken {
         return Err(full);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Clock;
-use crate::error::Result;
+use crate::error::{Result, chain};
 use crate::lease::{Acquire, HeldLease, Tempo, acquire, this_process};
 use crate::model::PipelineName;
 use crate::store::StateStore;
@@ -24,7 +24,8 @@ pub struct Claim<'a> {
     pub epoch_floor: u64,
 }
 
-/// Acquires the lease, calls `work` with its epoch, and releases it again.
+/// Acquires the lease, calls `work` with its epoch, and releases it again. What was done does not
+/// depend on the release: a lease that cannot be given back is a warning, and runs out by itself.
 ///
 /// # Errors
 /// `LeaseHeld` when a live worker is on the pipeline; as `work` fails; otherwise as the store
@@ -58,8 +59,9 @@ pub fn under_lease<T>(
         |event| tracing::debug!(?event, "during an administrative change"),
     )?;
     let done = work(epoch);
-    let released = lease.release();
-    let done = done?;
-    released?;
-    Ok(done)
+    if let Err(error) = lease.release() {
+        let (pipeline, error) = (claim.pipeline, chain(&error));
+        tracing::warn!(%pipeline, error, "cannot release the lease; it runs out by itself");
+    }
+    done
 }

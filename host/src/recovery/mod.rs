@@ -29,7 +29,7 @@ pub use auto_repair::{AutoRepair, auto_repair};
 pub use backup::{back_up, back_up_now, back_up_record, quarantine};
 pub use cleanup::{StateFacts, Verdict, judge};
 pub use copies::{
-    CopyPlace, ExaminedBackup, FoundCopy, Wanted, examine_backups, find_copy, load_verified,
+    CopyPlace, ExaminedBackup, FoundCopy, WhichCopy, examine_backups, find_copy, load_verified,
 };
 pub use delete::{Deleted, Deletion, delete};
 pub use guard::{Claim, under_lease};

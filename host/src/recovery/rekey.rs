@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Worker, WorkerStatus};
+use crate::lease::Worker;
 use crate::store::{Sealed, StateStore};
 
 /// How often a record is read again because somebody wrote it in between.
@@ -54,18 +54,19 @@ pub fn plan_rekey(store: &StateStore, clock: &dyn Clock) -> Result<RekeyPlan> {
             .hint("name one under `state.encryption` in oxiflow.yaml"));
     }
     let mut plan = RekeyPlan::default();
+    // Without the records themselves: they may be more than there is memory.
     let mut read = Vec::new();
     for key in store.all_keys()? {
         match store.load_sealed(&key) {
-            Ok(Some(sealed)) => read.push((key, sealed)),
+            Ok(Some(sealed)) => read.push((key, sealed.kind())),
             // Deleted since it was listed.
             Ok(None) => {}
             Err(error) => plan.failed.push((key, error)),
         }
     }
     // Only now: reading may have found the salt that is in use.
-    for (key, sealed) in read {
-        if store.is_current(&sealed)? {
+    for (key, seal) in read {
+        if store.is_current(&seal)? {
             plan.current += 1;
         } else {
             match live_worker(store, clock, &key) {
@@ -127,7 +128,7 @@ fn reseal_once(
     key: &str,
     sealed: &Sealed,
 ) -> Result<Resealed> {
-    if store.is_current(sealed)? {
+    if store.is_current(&sealed.kind())? {
         return Ok(Resealed::Current);
     }
     if let Some(worker) = live_worker(store, clock, key)? {
@@ -143,7 +144,6 @@ fn live_worker(store: &StateStore, clock: &dyn Clock, key: &str) -> Result<Optio
         return Ok(None);
     };
     let worker = store.load_lease(&pipeline)?.map(|lease| Worker::of(lease.value, clock.now()));
-    let live = worker
-        .filter(|worker| !matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released));
+    let live = worker.filter(|worker| worker.status.may_live());
     Ok(live.map(|worker| worker.lease.holder.worker_id))
 }

@@ -70,7 +70,7 @@ impl Rescued {
         let version = stored.version.as_bytes();
         let same_record =
             self.based_on == version.iter().map(|b| format!("{b:02x}")).collect::<String>();
-        let newest = self.state.version.max(self.based_on_save + 1);
+        let newest = self.state.version.max(self.based_on_save.saturating_add(1));
         let earlier = stored.value.version <= newest;
         same_record || (earlier && saved_under_same_lease(&self.state, &stored.value))
     }

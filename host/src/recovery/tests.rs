@@ -1,111 +1,24 @@
 //! Backups, restore, retention and deletion over a store in memory, with time in the test's hand.
 
+mod deletion;
 mod lost;
 
-use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use oxiflow_plugin_api::{
-    BackendError, Call, Capabilities, Entry, ErrorKind as BackendErrorKind, Expected, Health,
-    Listed, Storage, Version,
-};
+use oxiflow_plugin_api::Expected;
 
 use super::*;
 use crate::clock::Clock;
 use crate::error::ErrorKind;
 use crate::history::{self, Event};
-use crate::model::{Backup, HistoryKind, Holder, PipelineName, PipelineState, PipelineStatus};
+use crate::model::{Backup, HistoryKind, PipelineName, PipelineState, PipelineStatus};
+use crate::store::testing::Shelf;
 use crate::store::{ExaminedState, StateStore};
 
 const HOUR: i64 = 3600;
-
-/// A storage in memory that can be full, and of which single keys can be out of reach.
-#[derive(Default)]
-struct Shelf {
-    entries: Mutex<BTreeMap<String, Entry>>,
-    writes: AtomicUsize,
-    /// How many keys there is room for; replacing one needs room too, as for a file.
-    room: Mutex<Option<usize>>,
-    away: Mutex<Option<String>>,
-}
-
-impl Shelf {
-    fn keys(&self, prefix: &str) -> Vec<String> {
-        let entries = self.entries.lock().unwrap();
-        entries.keys().filter(|key| key.starts_with(prefix)).cloned().collect()
-    }
-
-    fn damage(&self, key: &str) {
-        let mut entries = self.entries.lock().unwrap();
-        let value = &mut entries.get_mut(key).unwrap().value;
-        let middle = value.len() / 2;
-        value[middle] ^= 1;
-    }
-
-    /// From now on nothing more can be written.
-    fn fill(&self) {
-        *self.room.lock().unwrap() = Some(self.entries.lock().unwrap().len());
-    }
-}
-
-impl Storage for &'static Shelf {
-    fn capabilities(&self) -> Capabilities {
-        Capabilities::NONE
-    }
-
-    fn get(&self, _: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
-        if self.away.lock().unwrap().as_deref() == Some(key) {
-            return Err(BackendError::new(BackendErrorKind::Denied, "out of reach"));
-        }
-        Ok(self.entries.lock().unwrap().get(key).cloned())
-    }
-
-    fn put(
-        &self,
-        _: &Call,
-        key: &str,
-        value: &[u8],
-        expected: &Expected,
-    ) -> Result<Version, BackendError> {
-        let mut entries = self.entries.lock().unwrap();
-        expected.check(entries.get(key).map(|entry| entry.version).as_ref())?;
-        if self.room.lock().unwrap().is_some_and(|room| entries.len() >= room) {
-            return Err(BackendError::new(BackendErrorKind::NoSpace, "the shelf is full"));
-        }
-        let version = Version::from(self.writes.fetch_add(1, Ordering::SeqCst) as u64 + 1);
-        entries.insert(key.to_owned(), Entry { value: value.to_vec(), version });
-        Ok(version)
-    }
-
-    fn delete(&self, _: &Call, key: &str, expected: &Expected) -> Result<bool, BackendError> {
-        let mut entries = self.entries.lock().unwrap();
-        expected.check(entries.get(key).map(|entry| entry.version).as_ref())?;
-        Ok(entries.remove(key).is_some())
-    }
-
-    fn list(
-        &self,
-        _: &Call,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<Listed>, BackendError> {
-        let entries = self.entries.lock().unwrap();
-        let rows = entries.iter().filter(|(key, _)| {
-            key.starts_with(prefix) && after.is_none_or(|after| key.as_str() > after)
-        });
-        Ok(rows.take(limit).map(|(key, entry)| Listed::new(key, entry.version, 1)).collect())
-    }
-
-    fn health(&self, _: &Call) -> Result<Health, BackendError> {
-        let entries = self.entries.lock().unwrap();
-        let used = entries.values().map(|entry| entry.value.len() as u64).sum();
-        Ok(Health { used_bytes: Some(used), ..Health::default() })
-    }
-}
 
 /// The wall clock of a test, in seconds since its beginning.
 struct Hands {
@@ -138,7 +51,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let shelf: &'static Shelf = Box::leak(Box::default());
+        let shelf = Shelf::leaked();
         let hands = Arc::new(Hands { seconds: AtomicI64::new(0), origin: Instant::now() });
         let clock: Arc<dyn Clock> = hands.clone();
         let store = StateStore::over(Box::new(shelf), Arc::clone(&clock));
@@ -186,11 +99,11 @@ impl World {
         history::record(&self.store, self.clock.as_ref(), &event).unwrap()
     }
 
-    fn find(&self, wanted: Wanted<'_>) -> crate::error::Result<FoundCopy> {
+    fn find(&self, wanted: WhichCopy<'_>) -> crate::error::Result<FoundCopy> {
         find_copy(&self.store, &self.pipeline, wanted)
     }
 
-    fn restore(&self, wanted: Wanted<'_>) -> crate::error::Result<Rewritten> {
+    fn restore(&self, wanted: WhichCopy<'_>) -> crate::error::Result<Rewritten> {
         restore(&self.store, &self.clock, &self.find(wanted)?, &OPTIONS)
     }
 
@@ -254,14 +167,14 @@ fn latest_is_the_newest_backup_that_verifies_and_newer_ones_are_told() {
     world.go_to(4 * HOUR);
     world.save("c4");
     world.back_up("before repair");
-    let found = world.find(Wanted::Latest).unwrap();
+    let found = world.find(WhichCopy::Latest).unwrap();
     assert_eq!((found.state.last_processed_id.as_str(), found.at), ("c2", at(2 * HOUR)));
     let skipped: Vec<_> = found.skipped.iter().map(|(_, error)| error.kind()).collect();
     assert_eq!(skipped, [ErrorKind::Invalid, ErrorKind::Corrupt]);
     for key in &keys[..2] {
         world.shelf.damage(key);
     }
-    let error = world.find(Wanted::Latest).unwrap_err();
+    let error = world.find(WhichCopy::Latest).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
 }
 
@@ -272,8 +185,8 @@ fn a_backup_that_cannot_be_read_hides_no_other_and_none_is_removed_for_it() {
     let older = world.back_up("manual");
     world.go_to(HOUR);
     let newest = world.back_up("manual");
-    *world.shelf.away.lock().unwrap() = world.shelf.keys("backup/").pop();
-    let found = world.find(Wanted::Latest).unwrap();
+    world.shelf.put_away(world.shelf.keys("backup/").pop().as_deref());
+    let found = world.find(WhichCopy::Latest).unwrap();
     assert_eq!(found.place, CopyPlace::Backup(older));
     let [(skipped, error)] = &found.skipped[..] else { panic!("{:?}", found.skipped) };
     assert_eq!((skipped, error.kind()), (&CopyPlace::Backup(newest), ErrorKind::Denied));
@@ -300,7 +213,7 @@ fn a_point_in_time_is_found_among_backups_and_history() {
     world.go_to(3 * HOUR);
     world.save("c3");
     let newest = world.back_up("manual");
-    let place = |time| world.find(Wanted::At(time)).map(|found| found.place);
+    let place = |time| world.find(WhichCopy::At(time)).map(|found| found.place);
     assert_eq!(place(at(HOUR)).unwrap(), CopyPlace::Backup(backup.clone()));
     assert_eq!(place(at(2 * HOUR - 1)).unwrap(), CopyPlace::Backup(backup.clone()));
     assert_eq!(place(at(2 * HOUR)).unwrap(), CopyPlace::History(record.clone()));
@@ -308,9 +221,31 @@ fn a_point_in_time_is_found_among_backups_and_history() {
     assert_eq!(place(at(3 * HOUR)).unwrap(), CopyPlace::Backup(newest));
     assert_eq!(place(at(HOUR - 1)).unwrap_err().kind(), ErrorKind::NotFound);
     world.shelf.damage(&format!("history/p/{record}"));
-    let found = world.find(Wanted::At(at(2 * HOUR))).unwrap();
+    let found = world.find(WhichCopy::At(at(2 * HOUR))).unwrap();
     assert_eq!(found.place, CopyPlace::Backup(backup));
     assert_eq!(found.skipped[0].0, CopyPlace::History(record));
+}
+
+#[test]
+fn a_history_record_that_cannot_be_read_hides_no_older_one_that_is_counted_to() {
+    let world = World::new();
+    let mut ids = Vec::new();
+    for cursor in ["c1", "c2", "c3"] {
+        world.save(cursor);
+        ids.push(world.record());
+    }
+    let find = |wanted: &str| history::find(&world.store, &world.pipeline, wanted);
+    assert_eq!(find("-1").unwrap().record.history_id, ids[1]);
+    world.shelf.damage(&format!("history/p/{}", ids[1]));
+    let found = find("-1").unwrap();
+    assert_eq!(found.record.history_id, ids[0]);
+    let [(skipped, error)] = &found.skipped[..] else { panic!("{:?}", found.skipped) };
+    assert_eq!((skipped, error.kind()), (&ids[1], ErrorKind::Corrupt));
+    world.shelf.damage(&format!("history/p/{}", ids[0]));
+    assert_eq!(find("-1").unwrap_err().kind(), ErrorKind::Corrupt);
+    // What cannot be judged now is not passed over.
+    world.shelf.put_away(Some(&format!("history/p/{}", ids[1])));
+    assert_eq!(find("-1").unwrap_err().kind(), ErrorKind::Denied);
 }
 
 #[test]
@@ -319,7 +254,11 @@ fn ids_that_are_none_reach_no_key() {
     world.save("c1");
     world.back_up("manual");
     for id in ["", "../p/x", "a b", "nosuch", "a/b"] {
-        assert_eq!(world.find(Wanted::Backup(id)).unwrap_err().kind(), ErrorKind::NotFound, "{id}");
+        assert_eq!(
+            world.find(WhichCopy::Backup(id)).unwrap_err().kind(),
+            ErrorKind::NotFound,
+            "{id}"
+        );
     }
 }
 
@@ -348,7 +287,7 @@ fn restoring_keeps_what_was_there_and_counts_on() {
     let id = world.back_up("manual");
     world.go_to(HOUR);
     let before = world.save("c2");
-    let restored = world.restore(Wanted::Backup(&id)).unwrap();
+    let restored = world.restore(WhichCopy::Backup(&id)).unwrap();
     assert_eq!(world.cursor().as_deref(), Some("c1"));
     assert!(restored.state.version > before.version && restored.state.epoch > before.epoch);
     let Some(Kept::Backup(kept)) = restored.kept else { panic!("nothing was kept") };
@@ -356,7 +295,7 @@ fn restoring_keeps_what_was_there_and_counts_on() {
     assert_eq!((kept.state, kept.reason.as_str()), (before, "before restore"));
     // Going back to the latest now undoes it.
     world.go_to(2 * HOUR);
-    world.restore(Wanted::Latest).unwrap();
+    world.restore(WhichCopy::Latest).unwrap();
     assert_eq!(world.cursor().as_deref(), Some("c2"));
 }
 
@@ -365,19 +304,19 @@ fn a_lost_and_a_damaged_state_are_restored() {
     let world = World::new();
     world.save("c1");
     world.back_up("manual");
-    let epoch = world.restore(Wanted::Latest).unwrap().state.epoch;
+    let epoch = world.restore(WhichCopy::Latest).unwrap().state.epoch;
     world.shelf.damage("state/p");
     world.go_to(HOUR);
-    let restored = world.restore(Wanted::Latest).unwrap();
+    let restored = world.restore(WhichCopy::Latest).unwrap();
     assert!(matches!(restored.kept, Some(Kept::Quarantined(_))), "{:?}", restored.kept);
     assert!(restored.state.epoch > epoch);
     // The quarantined bytes are no backup, so the latest is still the good one.
     world.shelf.damage("state/p");
     world.go_to(2 * HOUR);
-    world.restore(Wanted::Latest).unwrap();
+    world.restore(WhichCopy::Latest).unwrap();
     assert_eq!(world.cursor().as_deref(), Some("c1"));
     world.shelf.entries.lock().unwrap().remove("state/p");
-    let restored = world.restore(Wanted::Latest).unwrap();
+    let restored = world.restore(WhichCopy::Latest).unwrap();
     assert_eq!((restored.kept, world.cursor().as_deref()), (None, Some("c1")));
 }
 
@@ -413,7 +352,7 @@ fn the_newest_backup_that_verifies_outlives_age_number_and_damaged_ones() {
     // All are old now; the two damaged ones go too, and the one that can be restored stays.
     world.go_to(100 * HOUR);
     assert_eq!(world.prune(by_number), ids[3..]);
-    assert_eq!(world.find(Wanted::Latest).unwrap().state.last_processed_id, "c2");
+    assert_eq!(world.find(WhichCopy::Latest).unwrap().state.last_processed_id, "c2");
 }
 
 #[test]
@@ -450,94 +389,28 @@ fn a_run_that_has_just_begun_is_not_worth_a_scheduled_backup() {
 }
 
 #[test]
-fn deleting_keeps_a_copy_the_epoch_and_a_record_and_fences_the_worker_before() {
+fn what_was_done_under_a_lease_stands_when_the_lease_cannot_be_released() {
     let world = World::new();
     world.save("c1");
-    let stored = world.store.load_state(&world.pipeline).unwrap().unwrap();
-    let deleted = world.delete(false).unwrap().unwrap();
-    assert!(deleted.state && matches!(deleted.kept, Some(Kept::Backup(_))), "{deleted:?}");
-    assert_eq!(world.cursor(), None);
-    let epoch = world.epoch();
-    assert!(epoch > stored.value.epoch);
-    let mut zombie = stored.value;
-    let saved = world.store.save_state(&mut zombie, &Expected::Version(stored.version));
-    assert_eq!(saved.unwrap_err().kind(), ErrorKind::Conflict);
-    let record = history::find(&world.store, &world.pipeline, "-1");
-    assert_eq!(record.unwrap_err().kind(), ErrorKind::NotFound, "a deletion holds no state");
-    assert_eq!(world.shelf.keys("history/").len(), 1);
-    world.restore(Wanted::Latest).unwrap();
-    assert!(world.store.load_state(&world.pipeline).unwrap().unwrap().value.epoch > epoch);
-}
-
-#[test]
-fn a_state_that_does_not_fit_the_decision_any_more_is_not_deleted() {
-    let world = World::new();
-    world.save("c1");
-    let deletion = Deletion {
+    let mut state = world.save("c2");
+    "c3".clone_into(&mut state.last_processed_id);
+    let request = Rewrite {
         pipeline: &world.pipeline,
-        purpose: "cleanup",
-        why: "stale",
+        purpose: "import",
+        kind: HistoryKind::Import,
+        why: "from a file",
         options: &OPTIONS,
-        without_copy: false,
-        with_copies: false,
-        upkeep: &UPKEEP,
-    };
-    let deleted = delete(&world.store, &world.clock, &deletion, &|_| false).unwrap();
-    assert!(deleted.is_none() && world.cursor().is_some());
-    assert_eq!(world.shelf.keys("backup/"), [""; 0]);
-}
-
-#[test]
-fn a_full_store_gives_up_a_state_without_a_copy_only_when_that_is_wanted_and_nobody_holds_it() {
-    let world = World::new();
-    world.save("c1");
-    world.shelf.fill();
-    let error = world.delete(false).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::NoSpace);
-    assert!(error.hint_text().unwrap().contains("--no-backup"));
-    assert_eq!(world.cursor().as_deref(), Some("c1"));
-    let deleted = world.delete(true).unwrap().unwrap();
-    assert!(deleted.state && deleted.kept.is_none());
-    assert_eq!((world.cursor(), world.shelf.keys("history/").len()), (None, 1));
-    assert!(find_lost(&world.store, &world.pipeline).unwrap().is_none(), "it was deleted");
-
-    let held = World::new();
-    held.save("c1");
-    let mut acquire = crate::lease::Acquire {
-        pipeline: &held.pipeline,
-        holder: &crate::lease::this_process().unwrap(),
-        purpose: "run",
-        ttl: Duration::from_secs(60),
-        wait: Duration::ZERO,
         epoch_floor: 0,
-        on_wait: &mut |_| {},
     };
-    crate::lease::acquire(&held.store, held.clock.as_ref(), &mut acquire).unwrap();
-    held.shelf.fill();
-    assert_eq!(held.delete(true).unwrap_err().kind(), ErrorKind::LeaseHeld);
-    assert_eq!(held.cursor().as_deref(), Some("c1"));
-}
-
-#[test]
-fn a_full_store_does_not_give_up_the_state_of_a_worker_that_may_be_alive_elsewhere() {
-    let world = World::new();
-    world.save("c1");
-    let holder = Holder { boot_id: "another".into(), ..crate::lease::this_process().unwrap() };
-    let mut acquire = crate::lease::Acquire {
-        pipeline: &world.pipeline,
-        holder: &holder,
-        purpose: "run",
-        ttl: Duration::from_millis(30),
-        wait: Duration::ZERO,
-        epoch_floor: 0,
-        on_wait: &mut |_| {},
-    };
-    crate::lease::acquire(&world.store, world.clock.as_ref(), &mut acquire).unwrap();
-    world.go_to(HOUR);
-    world.shelf.fill();
-    // Its lease has run out, so it could be taken over, if there were room for that.
-    assert_eq!(world.delete(true).unwrap_err().kind(), ErrorKind::NoSpace);
-    assert_eq!(world.cursor().as_deref(), Some("c1"));
+    let done = rewrite(&world.store, &world.clock, &request, |_| {
+        world.shelf.put_away(Some("lease/p"));
+        Ok(Some(state))
+    });
+    let kept = done.unwrap().unwrap().kept;
+    assert!(matches!(kept, Some(Kept::Backup(_))), "{kept:?}");
+    assert_eq!(world.cursor().as_deref(), Some("c3"));
+    world.shelf.put_away(None);
+    assert!(!world.store.load_lease(&world.pipeline).unwrap().unwrap().value.is_released());
 }
 
 #[test]
@@ -550,7 +423,7 @@ fn the_newest_backup_is_the_one_that_was_made_last_whatever_the_clocks_say() {
     world.save("c2");
     let behind = world.back_up("manual");
     assert!(ahead < behind);
-    assert_eq!(world.find(Wanted::Latest).unwrap().state.last_processed_id, "c2");
+    assert_eq!(world.find(WhichCopy::Latest).unwrap().state.last_processed_id, "c2");
     let one = Retention { max_age: Duration::from_secs(86_400), keep: 1 };
     assert_eq!(world.prune(one), [ahead]);
 }

@@ -5,16 +5,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
+use std::ops::RangeInclusive;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use crossbeam_channel::select_biased;
 
 use super::events::{Event, RunEvent, StopCause, Stopper};
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
-use super::process::{OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
+use super::process::{LONGEST_REPORT, OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
 use super::relocation;
 use super::session::Run;
 use super::singer;
@@ -24,12 +26,22 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ErrorType, Progress, StepState};
 use crate::redact::{Redactor, looks_secret};
 
-/// How long output may trickle in after a step has ended.
+/// How long is waited in all for what a step that has ended left in its pipes.
 const DRAIN: Duration = Duration::from_secs(1);
+/// How many bytes that can be: three pipes of 64 KiB, and a line of each that was read already. What
+/// comes beyond it is written by others after the step's end.
+const LEFT_IN_PIPES: usize = 2 * 1024 * 1024;
 /// The longest cursor, in bytes: the system takes environment variables of up to 128 KiB.
 const LONGEST_CURSOR: usize = 100 * 1024;
+// JSON may make six bytes of one, and a report may say more than its cursor.
+const _: () = assert!(LONGEST_REPORT as usize > 6 * LONGEST_CURSOR + 64 * 1024);
+/// How many characters of what is no report are shown.
+const SHOWN_CHARACTERS: usize = 120;
 /// How many lines of a failed step's standard error are kept with its error.
 const CONTEXT_LINES: usize = 10;
+/// Exit codes that stand for a signal, as the supervisor and shells have it: 128 + N for the signals
+/// that there are, 1 to 64. Programs have the codes above those for themselves.
+const SIGNALLED: RangeInclusive<i32> = 129..=192;
 /// The longest time that is estimated for a step.
 const LONGEST_ESTIMATE: TimeDelta = TimeDelta::days(100 * 365);
 
@@ -38,6 +50,15 @@ pub(super) enum AttemptEnd {
     Completed,
     Failed(Failure),
     Stopped(StopCause),
+}
+
+/// What a step was told to end for, by a signal that still found it running.
+#[derive(Clone, Copy, PartialEq)]
+enum Told {
+    /// Its time is over.
+    Timeout,
+    /// The run is to stop.
+    Stop,
 }
 
 pub(super) struct Failure {
@@ -70,10 +91,8 @@ pub(super) fn follow(
     };
     let before = step_state(run, step)?;
     let (records_at_start, time_at_start) = (handled(before), before.processing_time_ms);
-    // Late events of an earlier attempt are told apart by its start.
     let started = runner.parts.clock.monotonic();
-    let process =
-        StepProcess::start(&spec, &runner.sender, move |event| Event::Process(started, event))?;
+    let process = StepProcess::start(&spec)?;
     let mut following = Following {
         runner,
         step,
@@ -82,12 +101,19 @@ pub(super) fn follow(
         records_at_start,
         time_at_start,
         kill_at: None,
-        timed_out: false,
-        stopped: None,
+        told: None,
+        stop: None,
+        has_ended: false,
         stderr: VecDeque::new(),
         pipes_open: PIPES,
     };
     following.until_end(run)
+}
+
+/// What an attempt waits for.
+enum Happened {
+    Asked(Event),
+    Process(ProcessEvent),
 }
 
 /// One attempt as it is followed.
@@ -99,8 +125,11 @@ struct Following<'r, 'a> {
     records_at_start: u64,
     time_at_start: u64,
     kill_at: Option<Duration>,
-    timed_out: bool,
-    stopped: Option<StopCause>,
+    told: Option<Told>,
+    /// Why the run is to stop, if it is.
+    stop: Option<StopCause>,
+    /// Whether it was found to have ended already when it was told to.
+    has_ended: bool,
     stderr: VecDeque<String>,
     pipes_open: usize,
 }
@@ -108,12 +137,9 @@ struct Following<'r, 'a> {
 impl Following<'_, '_> {
     fn until_end(&mut self, run: &mut Run) -> Result<AttemptEnd> {
         loop {
-            // The runner holds a sender itself, so an error is always a timeout.
-            let event = self.runner.events.recv_timeout(self.next_wake(run)).ok();
-            match event {
-                Some(Event::Process(started, _)) if started != self.started => {}
-                Some(Event::Process(_, ProcessEvent::Exited(status))) => {
-                    self.drain(run);
+            match self.wait(self.next_wake(run)) {
+                Some(Happened::Process(ProcessEvent::Exited(status))) => {
+                    self.drain(run, true);
                     self.record_time(run);
                     let status = status.map_err(|error| {
                         Error::new(ErrorKind::Io, "cannot wait for the step").because(error)
@@ -124,27 +150,9 @@ impl Following<'_, '_> {
                     }
                     return Ok(self.end(status));
                 }
-                Some(Event::Process(_, event)) => self.take(run, event),
-                Some(Event::Stop(cause)) if self.stopped.is_none() => {
-                    self.runner.parts.observer.event(RunEvent::Stopping(&cause));
-                    self.stopped = Some(cause);
-                    self.terminate();
-                }
-                Some(Event::Stop(_)) => self.process.kill(),
-                Some(Event::Move(request)) => relocation::obey(self.runner, run, &request)?,
-                Some(Event::Lost(reason)) => {
-                    self.process.kill();
-                    // What it had reported is done, and would be done again.
-                    self.drain(run);
-                    let error = reason.to_error(&run.state().pipeline_id);
-                    return Err(run.rescue(error));
-                }
-                // Perhaps the store is back: the time is up to date in what is saved then.
-                Some(Event::Renewed) if run.degraded_since().is_some() => {
-                    self.record_time(run);
-                    run.catch_up()?;
-                }
-                Some(Event::Renewed) | None => {}
+                Some(Happened::Process(event)) => self.take(run, event),
+                Some(Happened::Asked(event)) => self.obey(run, event)?,
+                None => {}
             }
             self.runner.tell_degradation(run);
             self.watch_the_time();
@@ -152,16 +160,51 @@ impl Following<'_, '_> {
         }
     }
 
+    /// Waits for what happens next, at most for this time. What is asked of the run never waits
+    /// behind what the step writes.
+    fn wait(&self, timeout: Duration) -> Option<Happened> {
+        select_biased! {
+            // The runner holds a sender itself, so there is always an event.
+            recv(self.runner.events) -> event => event.ok().map(Happened::Asked),
+            recv(self.process.events) -> event => Some(Happened::Process(event.unwrap_or_else(|_| {
+                ProcessEvent::Exited(Err(std::io::Error::other("the thread that waits has ended")))
+            }))),
+            default(timeout) => None,
+        }
+    }
+
+    fn obey(&mut self, run: &mut Run, event: Event) -> Result<()> {
+        match event {
+            Event::Stop(cause) if self.stop.is_none() => {
+                self.runner.parts.observer.event(RunEvent::Stopping(&cause));
+                self.stop = Some(cause);
+                self.terminate(Told::Stop);
+            }
+            Event::Stop(_) => self.process.kill(),
+            Event::Move(request) => relocation::obey(self.runner, run, &request)?,
+            Event::Lost(reason) => {
+                self.process.kill();
+                // What it had reported is done, and would be done again.
+                self.drain(run, false);
+                let error = reason.to_error(&run.state().pipeline_id);
+                return Err(run.rescue(error));
+            }
+            // Perhaps the store is back: the time is up to date in what is saved then.
+            Event::Renewed if run.degraded_since().is_some() => {
+                self.record_time(run);
+                run.catch_up()?;
+            }
+            Event::Renewed => {}
+        }
+        Ok(())
+    }
+
     /// How long nothing needs to be done unless something happens.
     fn next_wake(&self, run: &Run) -> Duration {
         let now = self.runner.parts.clock.monotonic();
         let interval = self.runner.parts.checkpoint_interval;
-        let checkpoint = run.is_dirty().then(|| interval.saturating_sub(run.since_save()));
-        let timeout = self
-            .step
-            .timeout
-            .filter(|_| !self.timed_out)
-            .map(|timeout| (self.started + timeout).saturating_sub(now));
+        let checkpoint = run.is_dirty().then(|| interval.saturating_sub(run.since_attempt()));
+        let timeout = self.time_limit().map(|limit| limit.saturating_sub(now));
         let kill = self.kill_at.map(|at| at.saturating_sub(now));
         let idle = Duration::from_secs(60);
         [checkpoint, timeout, kill].into_iter().flatten().min().unwrap_or(idle)
@@ -173,24 +216,35 @@ impl Following<'_, '_> {
             self.kill_at = None;
             self.process.kill();
         }
-        let limit = self.step.timeout.filter(|_| !self.timed_out && self.stopped.is_none());
-        if limit.is_some_and(|limit| now >= self.started + limit) {
-            self.timed_out = true;
-            self.terminate();
+        if self.time_limit().is_some_and(|limit| now >= limit) {
+            self.terminate(Told::Timeout);
         }
     }
 
-    fn terminate(&mut self) {
-        self.process.terminate();
+    /// When the time of the step is over, unless it is ending anyway.
+    fn time_limit(&self) -> Option<Duration> {
+        let limit = self.step.timeout.filter(|_| self.told.is_none() && !self.has_ended);
+        limit.and_then(|limit| self.started.checked_add(limit))
+    }
+
+    /// Tells the step to end. One that has ended by itself cannot be told any more: then how it
+    /// ended is what counts, and its exit is about to arrive.
+    fn terminate(&mut self, told: Told) {
+        self.has_ended = !self.process.terminate();
+        if self.has_ended || self.told.is_some() {
+            return;
+        }
+        self.told = Some(told);
         let now = self.runner.parts.clock.monotonic();
         // A time too far away to be counted is never.
         self.kill_at = now.checked_add(self.runner.parts.stop_timeout);
     }
 
-    /// Saves when the interval is over. A store that is away for a while does not end the run: the
+    /// Saves when the interval is over, counted from the last attempt: a store that hangs is not asked
+    /// again for every line of the step. A store that is away for a while does not end the run: the
     /// progress stays in memory, the lease decides when it is too long.
     fn checkpoint_if_due(&self, run: &mut Run) -> Result<()> {
-        if !run.is_dirty() || run.since_save() < self.runner.parts.checkpoint_interval {
+        if !run.is_dirty() || run.since_attempt() < self.runner.parts.checkpoint_interval {
             return Ok(());
         }
         self.record_time(run);
@@ -231,18 +285,22 @@ impl Following<'_, '_> {
                     observer.event(RunEvent::Warning(&text));
                 }
                 Ok(progress) => self.record(run, &progress),
-                Err(error) => {
-                    let shown: String = line.chars().take(120).collect();
-                    let name = &self.step.name;
-                    let text = format!(
-                        "step `{name}` reported progress that is no report: {error}: {shown}"
-                    );
-                    observer.event(RunEvent::Warning(&text));
-                }
+                Err(error) => self.warn_of_report(&error.to_string(), &line),
             },
+            ProcessEvent::Overlong(line) => {
+                self.warn_of_report(&format!("longer than {LONGEST_REPORT} bytes"), &line);
+            }
             ProcessEvent::PipeClosed => self.pipes_open = self.pipes_open.saturating_sub(1),
+            // In the draining after a kill.
             ProcessEvent::Exited(_) => {}
         }
+    }
+
+    fn warn_of_report(&self, wrong: &str, line: &str) {
+        let (name, shown) = (&self.step.name, line.chars().take(SHOWN_CHARACTERS));
+        let shown: String = shown.collect();
+        let text = format!("step `{name}` reported progress that is no report: {wrong}: {shown}");
+        self.runner.parts.observer.event(RunEvent::Warning(&text));
     }
 
     fn record(&self, run: &mut Run, progress: &Progress) {
@@ -269,42 +327,40 @@ impl Following<'_, '_> {
     /// Keeps how long the step has run, so that also the time of a worker that dies is counted.
     fn record_time(&self, run: &mut Run) {
         let ran = self.runner.parts.clock.monotonic().saturating_sub(self.started);
-        let total = self.time_at_start + u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
+        let ran = u64::try_from(ran.as_millis()).unwrap_or(u64::MAX);
+        let total = self.time_at_start.saturating_add(ran);
         run.update(|state| state.record_time(&self.step.id, total));
     }
 
-    /// Takes what the step wrote right before it ended.
-    fn drain(&mut self, run: &mut Run) {
-        let end = self.runner.parts.clock.monotonic() + DRAIN;
-        let mut later = Vec::new();
-        while self.pipes_open > 0 {
-            let left = end.saturating_sub(self.runner.parts.clock.monotonic());
-            match self.runner.events.recv_timeout(left) {
-                Ok(Event::Process(started, _)) if started != self.started => {}
-                Ok(Event::Process(_, event)) => self.take(run, event),
-                Ok(Event::Stop(cause)) => self.stopped = Some(cause),
-                Ok(Event::Move(request)) => later.push(request),
-                Ok(Event::Renewed) => {}
-                // The next save finds the loss out by itself.
-                Ok(Event::Lost(reason)) => tracing::debug!(?reason, "lost while draining"),
-                Err(_) => break,
+    /// Takes what the step wrote before it ended, however long that takes. For what others write on
+    /// that it left behind is waited only for so long, and only so much of it is taken.
+    fn drain(&mut self, run: &mut Run, mut has_exited: bool) {
+        let clock = &self.runner.parts.clock;
+        let (mut patience, mut left) = (DRAIN, LEFT_IN_PIPES);
+        while self.pipes_open > 0 && left > 0 {
+            let waiting = clock.monotonic();
+            let Ok(event) = self.process.events.recv_timeout(patience) else { break };
+            patience = patience.saturating_sub(clock.monotonic().saturating_sub(waiting));
+            if has_exited {
+                left = left.saturating_sub(event.length());
             }
-        }
-        for request in later {
-            self.runner.sender.send(Event::Move(request)).unwrap_or_default();
+            has_exited |= matches!(event, ProcessEvent::Exited(_));
+            self.take(run, event);
         }
     }
 
+    /// What the end means. A step that was told to end has not done all its work, however well it
+    /// took that: its exit code counts only when it ended by itself.
     fn end(&mut self, status: ExitStatus) -> AttemptEnd {
-        if status.success() {
-            if let Some(cause) = self.stopped.take() {
-                // It ended well within its time to stop; the run stops before the next step.
-                Stopper::new(self.runner.sender.clone()).stop(cause);
+        if let Some(cause) = self.stop.take() {
+            if self.told == Some(Told::Stop) {
+                return AttemptEnd::Stopped(cause);
             }
-            return AttemptEnd::Completed;
+            // It ended before or for another reason; the run stops before anything else begins.
+            Stopper::new(self.runner.sender.clone()).stop(cause);
         }
-        if let Some(cause) = self.stopped.take() {
-            return AttemptEnd::Stopped(cause);
+        if self.told.is_none() && status.success() {
+            return AttemptEnd::Completed;
         }
         let (kind, message) = self.describe(status);
         let context = Vec::from(std::mem::take(&mut self.stderr)).join("\n");
@@ -313,7 +369,7 @@ impl Following<'_, '_> {
     }
 
     fn describe(&self, status: ExitStatus) -> (ErrorType, String) {
-        if self.timed_out {
+        if self.told == Some(Told::Timeout) {
             let limit = humantime::format_duration(self.step.timeout.unwrap_or_default());
             return (ErrorType::Timeout, format!("it ran longer than its limit of {limit}"));
         }
@@ -321,7 +377,7 @@ impl Following<'_, '_> {
             (Some(126 | 127), _) => {
                 (ErrorType::Configuration, "its command cannot be started".to_owned())
             }
-            (Some(code), _) if code > 128 => {
+            (Some(code), _) if SIGNALLED.contains(&code) => {
                 (ErrorType::Resource, format!("it was ended by signal {}", code - 128))
             }
             (Some(code), _) => (ErrorType::Processing, format!("it ended with exit code {code}")),

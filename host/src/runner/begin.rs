@@ -1,7 +1,8 @@
 //! How a run begins: what it makes of what earlier ones left, in the store and in the spool.
 //!
-//! The lease is held by then. Invariant: the state is saved under its epoch before anything else is
-//! done with the pipeline.
+//! The lease is held by then. Invariant: no step starts, and nothing of the run itself is saved, before
+//! the state is saved under the epoch of the lease. What comes before that save only takes in or keeps
+//! what earlier runs left: spooled states, by compare-and-swap, backups, and damaged bytes.
 
 use oxiflow_plugin_api::Version;
 
@@ -74,9 +75,8 @@ pub(super) fn settle_spool(
     }
 }
 
-/// Writes the state under the new epoch, before anything else is done with the pipeline. A worker
-/// that was taken over may save once more in between: that is its acknowledged progress, so it is
-/// read again.
+/// Writes the state under the new epoch, after keeping what that gives up. A worker that was taken
+/// over may save once more in between: that is its acknowledged progress, so it is read again.
 pub(super) fn take_on(
     store: &StateStore,
     clock: &dyn Clock,

@@ -136,12 +136,13 @@ impl Run {
         let Some(degraded) = &mut self.degraded else { return Ok(()) };
         let now = self.clock.now();
         self.state.last_heartbeat = now;
-        self.state.version += 1;
+        let before = self.state.version;
+        self.state.version = before.saturating_add(1);
         let (base, cause) = (degraded.based_on_save, degraded.cause.clone());
         let mut rescued = Rescued::new(&self.state, &self.version, base, cause, now);
         rescued.lease = self.lease.as_ref().map(|held| Lease { metrics: None, ..held.lease() });
         let written = self.fallback.spool.write(&self.store, &rescued);
-        let file = written.inspect_err(|_| self.state.version -= 1)?;
+        let file = written.inspect_err(|_| self.state.version = before)?;
         let monotonic = self.clock.monotonic();
         self.saved = monotonic;
         self.dirty = false;

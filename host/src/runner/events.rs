@@ -1,9 +1,10 @@
-//! What happens in a run: as observers are told, and as the runner's one channel carries it.
+//! What happens in a run: as observers are told, and what is asked of the runner.
 
-use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use super::process::{OutputStream, ProcessEvent};
+use crossbeam_channel::Sender;
+
+use super::process::OutputStream;
 use super::session::Begin;
 use crate::config::Step;
 use crate::lease::{LostReason, Takeover};
@@ -92,10 +93,8 @@ pub struct Outcome {
     pub passed_over: Vec<String>,
 }
 
-/// Something that the runner must react to.
+/// Something that the runner must react to, before anything that a step writes.
 pub(super) enum Event {
-    /// Something of the attempt that was started at this monotonic time.
-    Process(Duration, ProcessEvent),
     /// The run is to stop.
     Stop(StopCause),
     /// The pipeline is to move to another store.

@@ -1,7 +1,8 @@
 //! One attempt at a step: the child process with its pipes.
 //!
 //! Progress comes over a pipe of its own, so that a step may print whatever it likes. Output and
-//! progress are read by threads of their own; the attempt's events arrive in one channel.
+//! progress are read by threads of their own; the attempt's events arrive in one channel, which holds
+//! only so many: while the runner waits for a store or a terminal, a step that writes on waits too.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -9,12 +10,12 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::Sender;
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam_channel::{Receiver, Sender, bounded, never};
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
@@ -24,9 +25,18 @@ use crate::error::{Error, ErrorKind, Result};
 /// The variable that names the descriptor for progress.
 pub(super) const PROGRESS_FD: &str = "OXIFLOW_PROGRESS_FD";
 
-/// The longest line of output or progress that is kept in one piece, in bytes. Output goes on in
-/// further pieces; of a report that long nothing can be made, so its rest is dropped.
+/// The longest line of output that is kept in one piece, in bytes; it goes on in further pieces.
 const LONGEST_LINE: u64 = 64 * 1024;
+
+/// The longest line of progress, in bytes with its end. Nothing can be made of a part of a report, so
+/// one that is longer is dropped.
+pub(super) const LONGEST_REPORT: u64 = 1024 * 1024;
+
+/// How many bytes of a line that is too long are kept to show them.
+const SHOWN: usize = 1024;
+
+/// How many events of a step wait for the runner.
+const BACKLOG: usize = 128;
 
 /// Which stream of a step a line came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +53,22 @@ pub(super) enum ProcessEvent {
     Output(OutputStream, String),
     /// A line on the progress descriptor.
     Progress(String),
+    /// A line on the progress descriptor that is longer than [`LONGEST_REPORT`]: how it begins.
+    Overlong(String),
     /// No more lines will come from one of the three pipes.
     PipeClosed,
     /// The step ended.
     Exited(std::io::Result<ExitStatus>),
+}
+
+impl ProcessEvent {
+    /// How many bytes of a pipe it stands for, with the end of the line.
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Output(_, line) | Self::Progress(line) | Self::Overlong(line) => line.len() + 1,
+            Self::PipeClosed | Self::Exited(_) => 0,
+        }
+    }
 }
 
 /// How many pipes of a step are read.
@@ -73,18 +95,20 @@ pub(super) struct ProcessSpec<'a> {
 pub(super) struct Control(Arc<Mutex<Option<ChildStdin>>>);
 
 impl Control {
-    /// The lease was renewed: the step may go on.
-    pub(super) fn keep_going(&self) {
-        self.send(supervisor::KEEP_GOING);
+    /// The lease was renewed this long ago, or the runner may go on without: the step may go on.
+    pub(super) fn keep_going(&self, age: Duration) {
+        self.send(&supervisor::keep_going(age));
     }
 
-    fn send(&self, bytes: &[u8]) {
-        if let Some(pipe) = self.lock().as_mut()
-            && let Err(error) = pipe.write_all(bytes)
-        {
-            // The supervisor has ended, and with it the step.
-            tracing::debug!(%error, "the step has ended already");
-        }
+    /// Whether there was a supervisor to hear it. Without one there is no step either.
+    fn send(&self, line: &str) -> bool {
+        self.lock().as_mut().is_some_and(|pipe| match pipe.write_all(line.as_bytes()) {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::debug!(%error, "the step has ended already");
+                false
+            }
+        })
     }
 
     fn set(&self, pipe: Option<ChildStdin>) {
@@ -98,17 +122,16 @@ impl Control {
 
 /// A running attempt. Dropping it kills the step's process group.
 pub(super) struct StepProcess {
+    /// What happens in it. Nothing comes after [`ProcessEvent::Exited`] but what was in its pipes,
+    /// and what processes write that left its group.
+    pub(super) events: Receiver<ProcessEvent>,
     control: Control,
     waiter: Option<JoinHandle<()>>,
 }
 
 impl StepProcess {
-    /// Starts an attempt; its events are turned into the channel's type by `wrap`.
-    pub(super) fn start<E: Send + 'static>(
-        spec: &ProcessSpec<'_>,
-        events: &Sender<E>,
-        wrap: impl Fn(ProcessEvent) -> E + Copy + Send + 'static,
-    ) -> Result<Self> {
+    /// Starts an attempt.
+    pub(super) fn start(spec: &ProcessSpec<'_>) -> Result<Self> {
         let failed = |what: &str, error: std::io::Error| {
             Error::new(ErrorKind::Io, format!("cannot start the step: {what}")).because(error)
         };
@@ -116,6 +139,17 @@ impl StepProcess {
             .map_err(|error| failed("no pipe for its progress", error.into()))?;
         rustix::io::fcntl_setfd(&progress_writer, FdFlags::empty())
             .map_err(|error| failed("no pipe for its progress", error.into()))?;
+        let (sender, events) = bounded(BACKLOG);
+        let (started, child) = bounded::<Child>(1);
+        // It is there before the process that it waits for: without it nobody would know its end.
+        let waiter = spawn_thread("step-waiter", {
+            let sender = sender.clone();
+            move || {
+                if let Ok(mut child) = child.recv() {
+                    sender.send(ProcessEvent::Exited(child.wait())).unwrap_or_default();
+                }
+            }
+        })?;
         let mut command = Command::new(spec.supervisor);
         for variable in spec.hidden {
             command.env_remove(variable);
@@ -137,32 +171,27 @@ impl StepProcess {
         drop(progress_writer);
 
         spec.control.set(child.stdin.take());
-        let control = spec.control.clone();
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        // From here on the step ends also when this does.
+        let process = Self { events, control: spec.control.clone(), waiter: Some(waiter) };
+        started.send(child).map_err(|_| {
+            Error::new(ErrorKind::Internal, "the thread that waits for a step has ended")
+        })?;
         let out = |line| ProcessEvent::Output(OutputStream::Stdout, line);
         let err = |line| ProcessEvent::Output(OutputStream::Stderr, line);
         let progress = Some(std::fs::File::from(progress));
-        let pieces = Lines::in_pieces;
-        read_lines(child.stdout.take().map(pieces), events.clone(), move |line| {
-            wrap(line.map_or_else(closed, out))
+        read_lines(stdout.map(pieces), sender.clone(), out)?;
+        read_lines(stderr.map(pieces), sender.clone(), err)?;
+        read_lines(progress.map(reports), sender, |report| match report {
+            Ok(line) => ProcessEvent::Progress(line),
+            Err(line) => ProcessEvent::Overlong(line),
         })?;
-        let pieces = Lines::in_pieces;
-        read_lines(child.stderr.take().map(pieces), events.clone(), move |line| {
-            wrap(line.map_or_else(closed, err))
-        })?;
-        read_lines(progress.map(Lines::cut), events.clone(), move |line| {
-            wrap(line.map_or_else(closed, ProcessEvent::Progress))
-        })?;
-        let events = events.clone();
-        let waiter = spawn_thread("step-waiter", move || {
-            let status = child.wait();
-            events.send(wrap(ProcessEvent::Exited(status))).unwrap_or_default();
-        })?;
-        Ok(Self { control, waiter: Some(waiter) })
+        Ok(process)
     }
 
-    /// Asks the step to end: SIGTERM to its process group.
-    pub(super) fn terminate(&self) {
-        self.control.send(supervisor::TERMINATE);
+    /// Asks the step to end: SIGTERM to its process group. `false` when it has ended already.
+    pub(super) fn terminate(&self) -> bool {
+        self.control.send(supervisor::TERMINATE)
     }
 
     /// Ends the step: SIGKILL to its process group.
@@ -173,6 +202,8 @@ impl StepProcess {
 
 impl Drop for StepProcess {
     fn drop(&mut self) {
+        // Nobody listens any more, so that no thread waits to be heard.
+        self.events = never();
         self.kill();
         if let Some(waiter) = self.waiter.take()
             && waiter.join().is_err()
@@ -182,24 +213,20 @@ impl Drop for StepProcess {
     }
 }
 
-fn closed() -> ProcessEvent {
-    ProcessEvent::PipeClosed
-}
-
-/// Sends each line of a pipe as an event, and `None` when there are no more.
-fn read_lines<E: Send + 'static>(
-    lines: Option<Lines<impl Read + Send + 'static>>,
-    events: Sender<E>,
-    event: impl Fn(Option<String>) -> E + Send + 'static,
+/// Sends each line of a pipe as an event, and says when there are no more.
+fn read_lines<T>(
+    lines: Option<impl Iterator<Item = T> + Send + 'static>,
+    events: Sender<ProcessEvent>,
+    event: impl Fn(T) -> ProcessEvent + Send + 'static,
 ) -> Result<()> {
     spawn_thread("step-output", move || {
         for line in lines.into_iter().flatten() {
-            // The receiver is gone when the run is over; what comes later is nobody's.
-            if events.send(event(Some(line))).is_err() {
+            // The receiver is gone when the attempt is over; what comes later is nobody's.
+            if events.send(event(line)).is_err() {
                 return;
             }
         }
-        events.send(event(None)).unwrap_or_default();
+        events.send(ProcessEvent::PipeClosed).unwrap_or_default();
     })
     .map(drop)
 }
@@ -211,47 +238,42 @@ fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<Join
         .map_err(|error| Error::new(ErrorKind::Io, "cannot start a thread").because(error))
 }
 
-/// Lines of a pipe, without their ends; other bytes than UTF-8 are replaced.
-struct Lines<R> {
-    pipe: BufReader<R>,
-    /// Whether of a line longer than [`LONGEST_LINE`] only the first piece is given.
-    cut: bool,
+/// Lines of a pipe, without their ends. Those longer than [`LONGEST_LINE`] are given in pieces.
+fn pieces(pipe: impl Read) -> impl Iterator<Item = String> {
+    let mut pipe = BufReader::new(pipe);
+    std::iter::from_fn(move || read_line(&mut pipe, LONGEST_LINE)).map(|line| text(&line))
 }
 
-impl<R: Read> Lines<R> {
-    fn in_pieces(pipe: R) -> Self {
-        Self { pipe: BufReader::new(pipe), cut: false }
-    }
-
-    fn cut(pipe: R) -> Self {
-        Self { pipe: BufReader::new(pipe), cut: true }
-    }
+/// Lines of a pipe, without their ends; of those longer than [`LONGEST_REPORT`] a part, as an error.
+fn reports(pipe: impl Read) -> impl Iterator<Item = std::result::Result<String, String>> {
+    let mut pipe = BufReader::new(pipe);
+    std::iter::from_fn(move || {
+        let line = read_line(&mut pipe, LONGEST_REPORT)?;
+        if (line.len() as u64) < LONGEST_REPORT || line.last() == Some(&b'\n') {
+            return Some(Ok(text(&line)));
+        }
+        if let Err(error) = pipe.skip_until(b'\n') {
+            tracing::warn!(%error, "cannot read what a step writes");
+        }
+        Some(Err(text(&line[..SHOWN])))
+    })
 }
 
-impl<R: Read> Iterator for Lines<R> {
-    type Item = String;
-
-    fn next(&mut self) -> Option<String> {
-        let mut line = Vec::new();
-        let read = self.pipe.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line);
-        match read {
-            Ok(0) => None,
-            Ok(_) => {
-                if self.cut
-                    && line.last() != Some(&b'\n')
-                    && let Err(error) = self.pipe.skip_until(b'\n')
-                {
-                    tracing::warn!(%error, "cannot read what a step writes");
-                }
-                while line.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
-                    line.pop();
-                }
-                Some(String::from_utf8_lossy(&line).into_owned())
-            }
-            Err(error) => {
-                tracing::warn!(%error, "cannot read what a step writes");
-                None
-            }
+/// A line with its end, or so many bytes of it; `None` when there are no more.
+fn read_line(pipe: &mut impl BufRead, most: u64) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    match pipe.take(most).read_until(b'\n', &mut line) {
+        Ok(0) => None,
+        Ok(_) => Some(line),
+        Err(error) => {
+            tracing::warn!(%error, "cannot read what a step writes");
+            None
         }
     }
+}
+
+/// A line without its end; other bytes than UTF-8 are replaced.
+fn text(line: &[u8]) -> String {
+    let end = line.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r'));
+    String::from_utf8_lossy(&line[..end.map_or(0, |end| end + 1)]).into_owned()
 }

@@ -86,6 +86,8 @@ pub struct Run {
     pub(super) version: Version,
     pub(super) mirror: Option<Mirror>,
     pub(super) saved: Duration,
+    /// When a save was last tried, successfully or not.
+    attempted: Duration,
     pub(super) dirty: bool,
     pub(super) fallback: Fallback,
     /// Set while the store is away.
@@ -156,6 +158,7 @@ impl Run {
                     version,
                     mirror: None,
                     saved: clock.monotonic(),
+                    attempted: clock.monotonic(),
                     dirty: false,
                     fallback: request.fallback.clone(),
                     degraded: None,
@@ -242,6 +245,11 @@ impl Run {
         self.clock.monotonic().saturating_sub(self.saved)
     }
 
+    /// Time since a save was last tried, successfully or not.
+    pub(super) fn since_attempt(&self) -> Duration {
+        self.clock.monotonic().saturating_sub(self.attempted)
+    }
+
     /// Makes the state durable as it is.
     ///
     /// # Errors
@@ -249,13 +257,16 @@ impl Run {
     /// [`Error::is_retryable`]) leaves no rescue file. `Degraded` when the store is away for longer
     /// than the run may go on.
     pub fn save(&mut self) -> Result<()> {
-        if self.store_may_be_back() {
-            return self.save_to_store();
-        }
-        match self.lease.as_ref().and_then(HeldLease::lost) {
-            Some(lost) => Err(self.rescue(lost.to_error(&self.state.pipeline_id))),
-            None => self.spool(),
-        }
+        let saved = if self.store_may_be_back() {
+            self.save_to_store()
+        } else {
+            match self.lease.as_ref().and_then(HeldLease::lost) {
+                Some(lost) => Err(self.rescue(lost.to_error(&self.state.pipeline_id))),
+                None => self.spool(),
+            }
+        };
+        self.attempted = self.clock.monotonic();
+        saved
     }
 
     fn save_to_store(&mut self) -> Result<()> {

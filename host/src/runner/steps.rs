@@ -1,15 +1,16 @@
 //! Drives the steps of a pipeline, one after the other, through a [`Run`].
 //!
-//! One thread owns the state. Everything that happens (progress, a step's end, a signal, a lost
-//! lease) arrives in one channel, and every decision is made here: when to save, when to retry,
-//! when to stop.
+//! One thread owns the state, and every decision is made here: when to save, when to retry, when to
+//! stop. What is asked of the run (a signal, a request, a lost lease) arrives in one channel, what a
+//! step does in another, which the first one comes before.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 
 use super::attempt::{self, AttemptEnd};
 use super::events::{Event, Outcome, RunEvent, RunObserver, StopCause, Stopper};
@@ -74,7 +75,7 @@ impl<'a> Runner<'a> {
     /// A runner of these parts.
     #[must_use]
     pub fn new(parts: RunnerParts<'a>) -> Self {
-        let (sender, events) = channel();
+        let (sender, events) = unbounded();
         Self { parts, sender, events, control: Control::default(), degraded: Cell::new(false) }
     }
 
@@ -99,9 +100,9 @@ impl<'a> Runner<'a> {
             &|takeover| self.clear_up_after(takeover),
             move |event| {
                 let event = match event {
-                    LeaseEvent::GoesOn => return control.keep_going(),
-                    LeaseEvent::Renewed => {
-                        control.keep_going();
+                    LeaseEvent::GoesOn => return control.keep_going(Duration::ZERO),
+                    LeaseEvent::Renewed { age } => {
+                        control.keep_going(age);
                         Event::Renewed
                     }
                     LeaseEvent::StopRequested(request) => Event::Stop(StopCause::Request(request)),
@@ -280,8 +281,6 @@ impl<'a> Runner<'a> {
                     run.catch_up()?;
                     self.tell_degradation(run);
                 }
-                // Late output of the attempt that failed.
-                Ok(Event::Process(..)) => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),
             }
         }

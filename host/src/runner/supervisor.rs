@@ -6,13 +6,15 @@
 //! process group when that pipe closes. It is the same executable, started with a hidden
 //! command; the runner talks to it over its standard input:
 //!
-//! - a byte `k`: the lease was renewed, keep going,
-//! - a byte `t`: send SIGTERM to the step's process group,
+//! - a line `k AGE`: the lease was last renewed AGE milliseconds ago, keep going,
+//! - a line `t`: send SIGTERM to the step's process group,
 //! - end of file: send SIGKILL to it.
 //!
-//! When no byte comes for [`PATIENCE_PERCENT`] of the lease's time to live, the runner hangs and
-//! another worker is about to take over: the step is killed before that, so that two workers'
-//! steps never run side by side.
+//! When the last renewal that it knows of is [`PATIENCE_PERCENT`] of the lease's time to live ago,
+//! the runner hangs and another worker is about to take over: the step is killed before that. The
+//! time counts from the renewal and not from when the runner told of it, as it does for others who
+//! watch the lease, so that two workers' steps do not run side by side unless the runner is allowed
+//! to go on beyond its lease.
 //!
 //! It exits with the step's exit code, or 128 + N when signal N ended the step.
 
@@ -21,7 +23,8 @@ use std::io::Read;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -33,14 +36,17 @@ use super::process::PROGRESS_FD;
 /// The hidden command.
 pub const COMMAND: &str = "supervise-step";
 
-/// The part of the lease's time to live that the runner may be silent for.
+/// The part of the lease's time to live that may pass without a renewal.
 const PATIENCE_PERCENT: u32 = 90;
 
-/// What the runner writes when it has renewed its lease.
-pub(super) const KEEP_GOING: &[u8] = b"k";
-
 /// What the runner writes to end the step gracefully.
-pub(super) const TERMINATE: &[u8] = b"t";
+pub(super) const TERMINATE: &str = "t\n";
+
+/// What the runner writes when it renewed its lease, or may go on without, this long ago.
+#[must_use]
+pub(super) fn keep_going(age: Duration) -> String {
+    format!("k {}\n", age.as_millis())
+}
 
 /// Exit code when the step's program cannot be started, as shells have it.
 pub const CANNOT_START: i32 = 127;
@@ -58,7 +64,8 @@ pub fn supervise(lease: &OsStr, program: &OsStr, arguments: &[OsString]) -> i32 
         return CANNOT_START;
     };
     let renewed = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
-    match start(program, arguments, ttl * PATIENCE_PERCENT / 100, renewed) {
+    let patience = Patience { limit: ttl * PATIENCE_PERCENT / 100, renewed };
+    match start(program, arguments, patience) {
         Ok(status) => exit_code(status),
         Err(error) => {
             // The runner shows this as output of the step.
@@ -74,11 +81,34 @@ pub(super) fn lease_argument(ttl: Duration, age: Duration) -> String {
     format!("{},{}", ttl.as_millis(), age.as_millis())
 }
 
+/// How long the step may still run if nothing more is heard of the runner.
+struct Patience {
+    /// How long after a renewal.
+    limit: Duration,
+    /// The last renewal that is known of.
+    renewed: Instant,
+}
+
+impl Patience {
+    fn left(&self, now: Instant) -> Duration {
+        self.limit.saturating_sub(now.saturating_duration_since(self.renewed))
+    }
+
+    /// Takes a line of the runner in, and says whether the step is to be asked to end.
+    fn hear(&mut self, line: &[u8], now: Instant) -> bool {
+        let line = str::from_utf8(line).unwrap_or_default();
+        let age = line.strip_prefix("k ").and_then(|age| age.parse().ok());
+        let renewed = age.and_then(|age| now.checked_sub(Duration::from_millis(age)));
+        // What is told late may be older than what is known.
+        self.renewed = renewed.map_or(self.renewed, |renewed| renewed.max(self.renewed));
+        line == TERMINATE.trim_end()
+    }
+}
+
 fn start(
     program: &OsStr,
     arguments: &[OsString],
-    patience: Duration,
-    renewed: Instant,
+    patience: Patience,
 ) -> std::io::Result<ExitStatus> {
     // The supervisor outlives a SIGTERM to everybody, to see how the step takes it.
     signal_hook::flag::register(signal_hook::consts::SIGTERM, Arc::new(AtomicBool::new(false)))?;
@@ -97,44 +127,62 @@ fn start(
         }
         Err(_) => None,
     };
+    let gave_up = Arc::new(AtomicBool::new(false));
+    let (started, step) = channel();
+    // It is there before the step: a step that nobody can end must not be.
+    std::thread::Builder::new().name("control".into()).spawn({
+        let gave_up = Arc::clone(&gave_up);
+        move || {
+            // Without a step there is nothing to obey for.
+            if let Ok(group) = step.recv() {
+                obey(group, patience, &gave_up);
+            }
+        }
+    })?;
     let mut child = command.spawn()?;
     drop(progress);
     let group = Pid::from_child(&child);
-    std::thread::Builder::new()
-        .name("control".into())
-        .spawn(move || obey(group, patience, renewed))?;
+    if started.send(group).is_err() {
+        signal(group, Signal::KILL);
+    }
     let status = child.wait()?;
     // What the step left running in its group ends with it.
     signal(group, Signal::KILL);
+    // Only now: a runner that hangs may leave standard error full, and who writes there then waits.
+    if gave_up.load(Ordering::SeqCst) {
+        report("the runner hangs and its lease runs out; ending the step");
+    }
     Ok(status)
 }
 
-/// Does what the runner says until it is gone or has been silent for too long.
-fn obey(group: Pid, patience: Duration, mut heard: Instant) {
+/// Does what the runner says until it is gone or has not renewed its lease for too long.
+fn obey(group: Pid, mut patience: Patience, gave_up: &AtomicBool) {
     let control = std::io::stdin();
+    let mut unread = Vec::new();
     loop {
-        let left = patience.saturating_sub(heard.elapsed());
+        let left = patience.left(Instant::now());
         let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
         match poll(&mut [PollFd::new(&control, PollFlags::IN)], Some(&timeout)) {
             Err(rustix::io::Errno::INTR) => continue,
             Ok(ready) if ready > 0 => {}
             Ok(_) if !left.is_zero() => continue,
             _ => {
-                report("the runner hangs and its lease runs out; ending the step");
+                gave_up.store(true, Ordering::SeqCst);
                 return signal(group, Signal::KILL);
             }
         }
         let mut bytes = [0; 64];
         match control.lock().read(&mut bytes) {
             Ok(0) => return signal(group, Signal::KILL),
-            Ok(length) => {
-                heard = Instant::now();
-                if bytes[..length].contains(&TERMINATE[0]) {
-                    signal(group, Signal::TERM);
-                }
-            }
+            Ok(length) => unread.extend_from_slice(&bytes[..length]),
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(_) => return signal(group, Signal::KILL),
+        }
+        while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = unread.drain(..=end).collect();
+            if patience.hear(&line[..end], Instant::now()) {
+                signal(group, Signal::TERM);
+            }
         }
     }
 }
@@ -158,4 +206,24 @@ fn report(text: &str) {
     use std::io::Write as _;
     // Standard error is the runner's pipe; when the runner is gone nobody reads it.
     writeln!(std::io::stderr(), "oxide_flow: {text}").unwrap_or_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_renewal_gives_more_time_and_only_from_when_it_was() {
+        let second = Duration::from_secs;
+        let start = Instant::now();
+        let mut patience = Patience { limit: second(27), renewed: start };
+        assert!(!patience.hear(keep_going(second(10)).trim_end().as_bytes(), start + second(12)));
+        assert_eq!(patience.left(start + second(12)), second(17));
+        assert!(patience.hear(TERMINATE.trim_end().as_bytes(), start + second(20)));
+        assert!(!patience.hear(b"k", start + second(20)));
+        assert!(!patience.hear(b"k soon", start + second(20)));
+        assert!(!patience.hear(keep_going(second(30)).trim_end().as_bytes(), start + second(20)));
+        assert_eq!(patience.left(start + second(20)), second(9));
+        assert_eq!(patience.left(start + second(30)), Duration::ZERO);
+    }
 }

@@ -24,13 +24,13 @@ pub(super) const MOST_CHANGES: usize = 1000;
 struct Batch {
     #[serde(default)]
     atomic: bool,
-    changes: Vec<Wanted>,
+    changes: Vec<SentChange>,
 }
 
 /// One change, as it is sent.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
-enum Wanted {
+enum SentChange {
     Put {
         key: String,
         /// In base64.
@@ -58,7 +58,7 @@ struct Read {
     expected: Expected,
 }
 
-impl Wanted {
+impl SentChange {
     fn read(self) -> Result<Read, Problem> {
         let (key, value, if_match, if_none_match) = match self {
             Self::Put { key, value, if_match, if_none_match } => {
@@ -163,8 +163,9 @@ fn read(body: &[u8]) -> Result<(Vec<Read>, BatchMode), Problem> {
         let detail = format!("the batch has {} changes; {MOST_CHANGES} are taken", changes.len());
         return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail));
     }
-    let read =
-        |(index, change): (usize, Wanted)| change.read().map_err(|wrong| wrong.of_change(index));
+    let read = |(index, change): (usize, SentChange)| {
+        change.read().map_err(|wrong| wrong.of_change(index))
+    };
     let changes = changes.into_iter().enumerate().map(read).collect::<Result<_, _>>()?;
     let mode = if atomic { BatchMode::Atomic } else { BatchMode::Independent };
     Ok((changes, mode))

@@ -24,7 +24,7 @@ pub(super) async fn readyz(
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
     let backend = Arc::clone(&server.app.backend);
-    let admitted = server.admit(&headers).await?;
+    let admitted = server.admit_probe(&headers).await?;
     match admitted.run(move |call| backend.get(call, PROBE_KEY).map(drop)).await {
         Ok(()) => Ok(Json(json!({"status": "ready"}))),
         // Anybody may ask, and is told nothing about the store.

@@ -100,7 +100,7 @@ pub(super) async fn run(
         let wanted = signals.serve_until(reload).await;
         accepting.abort();
         drain(&server, &closing, wanted, &mut signals).await;
-        if wanted == Wanted::End {
+        if wanted == Signalled::End {
             return Ok(());
         }
         // They would be this process's children still, and nobody would know of them. If it comes
@@ -114,7 +114,7 @@ pub(super) async fn run(
 
 /// What a signal asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Wanted {
+enum Signalled {
     End,
     Reload,
 }
@@ -147,20 +147,20 @@ impl Signals {
     }
 
     /// Waits for a signal to end, or for one to reload that the new program can follow.
-    async fn serve_until(&mut self, reload: &Reload) -> Wanted {
+    async fn serve_until(&mut self, reload: &Reload) -> Signalled {
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => return Wanted::End,
-                _ = self.interrupt.recv() => return Wanted::End,
+                _ = self.terminate.recv() => return Signalled::End,
+                _ = self.interrupt.recv() => return Signalled::End,
                 _ = self.hang_up.recv() => {}
             }
             // While it checks itself, requests are served as before.
             let checked = tokio::select! {
                 checked = reload::check(reload) => checked,
-                () = self.end() => return Wanted::End,
+                () = self.end() => return Signalled::End,
             };
             match checked {
-                Ok(()) => return Wanted::Reload,
+                Ok(()) => return Signalled::Reload,
                 Err(error) => tracing::error!(
                     target: "oxide_flow::server", error = chain(&error),
                     "Not reloaded; serving on as before"
@@ -174,13 +174,13 @@ impl Signals {
 async fn drain(
     server: &Shared,
     closing: &watch::Sender<bool>,
-    wanted: Wanted,
+    wanted: Signalled,
     signals: &mut Signals,
 ) {
     tracing::info!(target: "oxide_flow::server", "Draining connections");
     server.draining.store(true, Ordering::Relaxed);
     let settings = &server.settings;
-    let leave = if wanted == Wanted::Reload { LEAVE } else { Duration::ZERO };
+    let leave = if wanted == Signalled::Reload { LEAVE } else { Duration::ZERO };
     let gone = all(&server.connections, settings.max_connections);
     if timeout(leave, gone).await.is_ok() {
         return;

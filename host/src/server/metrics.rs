@@ -1,7 +1,8 @@
 //! `/metrics`, in the text format of OpenMetrics, which Prometheus reads.
 //!
-//! Labels have few values: routes and not paths, and at most [`MOST_PIPELINES`] pipelines. What is
-//! not known has no line.
+//! Labels have few values: routes and not paths, and not more than some hundreds of pipelines. What
+//! is not known has no line. What this process counts is as of now, what the store holds as of its
+//! last [`Reading`].
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use oxiflow_plugin_api::{Call, Health};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
@@ -18,13 +20,12 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::Shared;
 use super::problem::Problem;
-use super::{Shared, pipelines};
-use crate::error::{Error, ErrorKind, Result, chain};
+use super::reading::{self, Reading};
+use super::requests::on_a_thread;
+use crate::error::{Error, ErrorKind, Result};
 use crate::metrics::StorageFigures;
-
-/// Pipelines beyond this number, by name, have no lines of their own.
-const MOST_PIPELINES: usize = 500;
 
 const OPENMETRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -130,17 +131,25 @@ pub(super) async fn metrics(
     State(server): State<Arc<Shared>>,
     headers: HeaderMap,
 ) -> std::result::Result<Response, Problem> {
-    let admitted = server.admit(&headers).await?;
-    let text = admitted.run(move |_| text(&server)).await?;
+    let patience = server.time_for(&headers)?;
+    let reader = Arc::clone(&server);
+    let reading = server.readings.current(patience, move || {
+        let (store, clock) = (&reader.app.store, &*reader.app.clock);
+        Reading::take(store, clock, &Call::within(reading::LONGEST), &reader.draining)
+    });
+    let reading = reading.await;
+    let text = on_a_thread(move || text(&server, reading.as_deref())).await??;
     Ok(([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response())
 }
 
-fn text(server: &Shared) -> Result<String> {
+fn text(server: &Shared, reading: Option<&Reading>) -> Result<String> {
     let mut registry = Registry::default();
     process(&mut registry);
     build(&mut registry, server);
     store(&mut registry, server);
-    pipelines_of(&mut registry, server);
+    if let Some(reading) = reading {
+        read(&mut registry, reading);
+    }
     let mut text = String::new();
     encode_registry(&mut text, &server.metrics.registry)
         .and_then(|()| encode_registry(&mut text, &registry))
@@ -200,7 +209,7 @@ fn process(registry: &mut Registry) {
     }
 }
 
-/// What this process did on the store, and how the store is.
+/// What this process did on the store.
 fn store(registry: &mut Registry, server: &Shared) {
     let figures = server.app.store.figures();
     let layers = figures.backends.iter().map(|(name, figures)| (name.as_str(), figures));
@@ -216,18 +225,6 @@ fn store(registry: &mut Registry, server: &Shared) {
         }
         registry.register(*name, *help, family);
     }
-    match server.app.store.health() {
-        Ok(health) => {
-            let (used, free) = (health.used_bytes, health.free_bytes);
-            let help = "Bytes that the store uses";
-            number(registry, "oxiflow_store_used_bytes", help, used.map(|used| used as f64));
-            let help = "Bytes that the store can still take";
-            number(registry, "oxiflow_store_free_bytes", help, free.map(|free| free as f64));
-        }
-        Err(error) => tracing::warn!(
-            target: "oxide_flow::server", error = chain(&error), "The store tells no health"
-        ),
-    }
 }
 
 type Figure = fn(&crate::metrics::OperationFigures) -> f64;
@@ -240,21 +237,26 @@ const STORE: &[(&str, &str, Figure)] = &[
     ("oxiflow_store_seconds", "Time in calls", |of| of.latency.total().as_secs_f64()),
 ];
 
-fn pipelines_of(registry: &mut Registry, server: &Shared) {
-    let names = match server.app.store.pipelines() {
-        Ok(names) => names,
-        Err(error) => {
-            let error = chain(&error);
-            tracing::warn!(target: "oxide_flow::server", error, "The store lists no pipelines");
-            return;
-        }
-    };
-    number(registry, "oxiflow_pipelines", "Pipelines with a state", Some(names.len() as f64));
+/// What the store holds, and how it is.
+fn read(registry: &mut Registry, reading: &Reading) {
+    let at = reading.at.timestamp_micros() as f64 / 1e6;
+    number(registry, "oxiflow_store_read_time_seconds", "When the store was read", Some(at));
+    let complete = Some(if reading.is_complete { 1.0 } else { 0.0 });
+    let help = "0 when there was no time for all pipelines";
+    number(registry, "oxiflow_store_read_complete", help, complete);
+    let health = reading.health.as_ref();
+    let bytes = |of: fn(&Health) -> Option<u64>| health.and_then(of).map(|bytes| bytes as f64);
+    let help = "Bytes that the store uses";
+    number(registry, "oxiflow_store_used_bytes", help, bytes(|health| health.used_bytes));
+    let help = "Bytes that the store can still take";
+    number(registry, "oxiflow_store_free_bytes", help, bytes(|health| health.free_bytes));
+    let pipelines = reading.pipelines.map(|pipelines| pipelines as f64);
+    number(registry, "oxiflow_pipelines", "Pipelines with a state", pipelines);
     let status = Family::<StatusLabels, Gauge>::default();
     let processed = Family::<PipelineLabels, Gauge<u64, AtomicU64>>::default();
     let failed = Family::<PipelineLabels, Gauge<u64, AtomicU64>>::default();
     let saved = Family::<PipelineLabels, Number>::default();
-    for row in names.iter().take(MOST_PIPELINES).filter_map(|name| pipelines::row(server, name)) {
+    for row in &reading.rows {
         let labels = PipelineLabels { pipeline: row.pipeline.clone() };
         if let Some(records) = row.records_processed {
             processed.get_or_create(&labels).set(records);
@@ -265,7 +267,7 @@ fn pipelines_of(registry: &mut Registry, server: &Shared) {
         if let Some(at) = row.saved_at {
             saved.get_or_create(&labels).set(at.timestamp_micros() as f64 / 1e6);
         }
-        let labels = StatusLabels { pipeline: row.pipeline, status: row.status };
+        let labels = StatusLabels { pipeline: row.pipeline.clone(), status: row.status.clone() };
         status.get_or_create(&labels).set(1);
     }
     registry.register("oxiflow_pipeline_status", "1 for the status it has", status);

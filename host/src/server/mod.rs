@@ -6,7 +6,7 @@
 //!                                               -> store      bytes of the backend, compare-and-swap
 //!                                               -> batch      many of these at once
 //!                                               -> pipelines  documents, read-only
-//!                                               -> health, metrics, openapi
+//!                                               -> health, metrics (from a reading), openapi
 //! ```
 //!
 //! This is the only asynchronous part of the host, and its runtime exists only while it serves.
@@ -24,6 +24,7 @@ mod metrics;
 mod openapi;
 mod pipelines;
 mod problem;
+mod reading;
 mod reload;
 mod requests;
 mod routes;
@@ -43,6 +44,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 use access::Access;
 use metrics::RequestMetrics;
+use reading::Readings;
 
 pub use listen::expect_end;
 pub use reload::expect_reloads;
@@ -104,8 +106,8 @@ impl Server {
         let cannot = |error| Error::new(ErrorKind::Io, "cannot start the server").because(error);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
-            // One for each request, and a few for what the server does by itself.
-            .max_blocking_threads(self.settings.max_requests + 8)
+            // One for each request and each probe, and a few for what the server does by itself.
+            .max_blocking_threads(self.settings.max_requests + requests::MOST_PROBES + 4)
             .thread_name("server")
             .enable_all()
             .build()
@@ -114,6 +116,8 @@ impl Server {
         let Self { settings, access, tls, socket, .. } = self;
         let shared = Arc::new(Shared {
             requests: Arc::new(Semaphore::new(settings.max_requests)),
+            probes: Arc::new(Semaphore::new(requests::MOST_PROBES)),
+            readings: Arc::default(),
             connections: Arc::new(Semaphore::new(settings.max_connections)),
             settings,
             access,
@@ -146,6 +150,8 @@ struct Shared {
     access: Access,
     metrics: RequestMetrics,
     requests: Arc<Semaphore>,
+    probes: Arc<Semaphore>,
+    readings: Arc<Readings>,
     connections: Arc<Semaphore>,
     started_at: DateTime<Utc>,
     /// Whether answers say that the connection ends with them.

@@ -163,7 +163,11 @@ fn after() -> Value {
 }
 
 fn limit() -> Value {
-    query("limit", "Rows of a page", json!({"type": "integer", "minimum": 1, "maximum": MOST_ROWS}))
+    query(
+        "limit",
+        "Most rows of a page",
+        json!({"type": "integer", "minimum": 1, "maximum": MOST_ROWS}),
+    )
 }
 
 fn header(name: &str) -> Value {

@@ -1,12 +1,16 @@
 //! How long a request may take, and how many are worked on: admission, deadlines, bodies, threads.
+//!
+//! Probes have places of their own, and little time: whoever asks whether the store answers, which
+//! anybody may, takes no place from those who work with it, least of all when it does not answer.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, HeaderName, header};
 use http_body_util::{BodyExt, Limited};
 use oxiflow_plugin_api::Call;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
@@ -14,6 +18,12 @@ use super::problem::Problem;
 
 /// How many milliseconds the client waits for the answer.
 pub(super) const TIMEOUT_HEADER: HeaderName = HeaderName::from_static("oxiflow-timeout-ms");
+
+/// How many probes are worked on at once.
+pub(super) const MOST_PROBES: usize = 4;
+
+/// How long a probe may take. A store that takes longer is not ready.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A request that was let in. Its place is free again when its work is done, also when the client
 /// has hung up before.
@@ -28,17 +38,34 @@ impl Shared {
     /// # Errors
     /// `Invalid` when the client's timeout is none, `Unavailable` when no place became free.
     pub(super) async fn admit(&self, headers: &HeaderMap) -> Result<Admitted, Problem> {
+        let time = self.time_for(headers)?;
+        admit(&self.requests, self.settings.max_requests, time).await
+    }
+
+    /// As [`admit`](Self::admit), for a probe.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    pub(super) async fn admit_probe(&self, headers: &HeaderMap) -> Result<Admitted, Problem> {
+        let time = self.time_for(headers)?.min(PROBE_TIMEOUT);
+        admit(&self.probes, MOST_PROBES, time).await
+    }
+
+    /// How long a request may take.
+    ///
+    /// # Errors
+    /// `Invalid` when the client's timeout is none.
+    pub(super) fn time_for(&self, headers: &HeaderMap) -> Result<Duration, Problem> {
         let longest = self.settings.request_timeout;
-        let deadline =
-            Instant::now() + wanted(headers)?.map_or(longest, |wanted| wanted.min(longest));
-        let place = timeout_at(deadline, self.requests.clone().acquire_owned()).await;
-        match place {
-            Ok(Ok(permit)) => Ok(Admitted { permit, deadline }),
-            _ => {
-                let most = self.settings.max_requests;
-                Err(Problem::unavailable(format!("{most} other requests are being worked on")))
-            }
-        }
+        Ok(wanted(headers)?.map_or(longest, |wanted| wanted.min(longest)))
+    }
+}
+
+async fn admit(places: &Arc<Semaphore>, most: usize, time: Duration) -> Result<Admitted, Problem> {
+    let deadline = Instant::now() + time;
+    match timeout_at(deadline, Arc::clone(places).acquire_owned()).await {
+        Ok(Ok(permit)) => Ok(Admitted { permit, deadline }),
+        _ => Err(Problem::unavailable(format!("{most} other requests are being worked on"))),
     }
 }
 
@@ -77,20 +104,27 @@ impl Admitted {
         work: impl FnOnce(&Call) -> Result<T, E> + Send + 'static,
     ) -> Result<T, Problem> {
         let Self { permit, deadline } = self;
-        let done = tokio::task::spawn_blocking(move || {
+        let done = on_a_thread(move || {
             let call = Call::within(deadline.saturating_duration_since(Instant::now()));
             let result = work(&call);
             drop(permit);
             result
         });
-        match done.await {
-            Ok(result) => result.map_err(Into::into),
-            Err(error) => {
-                tracing::error!(target: "oxide_flow::server", %error, "Request panicked");
-                Err(Problem::internal("the work of the request panicked"))
-            }
-        }
+        done.await?.map_err(Into::into)
     }
+}
+
+/// Does synchronous work on a thread of its own, to its end also when nobody waits for it any more.
+///
+/// # Errors
+/// `internal` when it panicked.
+pub(super) async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(target: "oxide_flow::server", %error, "Request panicked");
+        Problem::internal("the work of the request panicked")
+    })
 }
 
 fn wanted(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {

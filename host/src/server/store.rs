@@ -103,7 +103,7 @@ pub(super) async fn delete(
 /// What a listing is asked for.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-pub(super) struct Wanted {
+pub(super) struct Listing {
     prefix: String,
     after: Option<String>,
     limit: Option<usize>,
@@ -134,10 +134,10 @@ impl From<Listed> for Row {
 /// Lists keys in byte order, a page at a time.
 pub(super) async fn list(
     State(server): State<Arc<Shared>>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
+    wanted: Result<Query<Listing>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Problem> {
-    let Query(Wanted { prefix, after, limit }) =
+    let Query(Listing { prefix, after, limit }) =
         wanted.map_err(|rejection| Problem::invalid(rejection.body_text()))?;
     let limit = page_size(limit)?;
     let backend = Arc::clone(&server.app.backend);

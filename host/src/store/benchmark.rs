@@ -114,7 +114,7 @@ impl StateStore {
     pub fn round_trip(&self, id: ulid::Ulid) -> Result<RoundTrip> {
         let key = format!("{}{id}", keys::HEALTH);
         let body = body(64, 0, 0);
-        let call = || Call::within(OPERATION_TIMEOUT);
+        let call = || self.call();
         let started = Instant::now();
         let written = self.records.put(&call(), &key, 1, &body, &Expected::Absent);
         let put = started.elapsed();
@@ -179,13 +179,13 @@ impl StateStore {
     fn remove_all(&self, prefix: &str) -> Result<u64> {
         let mut removed = 0;
         loop {
-            let call = Call::within(OPERATION_TIMEOUT);
+            let call = self.call();
             let page = self.records.list(&call, prefix, None, PAGE)?;
             if page.is_empty() {
                 return Ok(removed);
             }
             for row in &page {
-                let call = Call::within(OPERATION_TIMEOUT);
+                let call = self.call();
                 removed += u64::from(self.records.delete(&call, &row.key, &Expected::Any)?);
             }
         }
@@ -195,10 +195,10 @@ impl StateStore {
         let mut removed = 0;
         let mut after: Option<String> = None;
         loop {
-            let call = Call::within(OPERATION_TIMEOUT);
+            let call = self.call();
             let page = self.records.list(&call, keys::BENCHMARKS, after.as_deref(), PAGE)?;
             for row in page.iter().filter(|row| is_leftover(&row.key, now)) {
-                let call = Call::within(OPERATION_TIMEOUT);
+                let call = self.call();
                 removed += u64::from(self.records.delete(&call, &row.key, &Expected::Any)?);
             }
             match page.last() {

@@ -1,11 +1,10 @@
 //! Looking at states that may be damaged, for those who repair or replace them.
 
-use oxiflow_plugin_api::{Call, Expected};
+use oxiflow_plugin_api::Expected;
 use serde_json::Value;
 
 use super::{
-    AUXILIARY_SCHEMA, OPERATION_TIMEOUT, StateRecord, StateStore, Versioned, check_subject, keys,
-    parse, state_record,
+    AUXILIARY_SCHEMA, StateRecord, StateStore, Versioned, check_subject, keys, parse, state_record,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{Damage, DamagedRecord, Examined, damage};
@@ -117,7 +116,7 @@ impl StateStore {
     /// configured; otherwise as the storage fails.
     pub fn examine_state(&self, pipeline: &PipelineName) -> Result<ExaminedState> {
         let key = keys::state(pipeline);
-        let examined = self.records.examine(&Call::within(OPERATION_TIMEOUT), &key);
+        let examined = self.records.examine(&self.call(), &key);
         let doing = |error: Error| error.while_doing(format!("cannot examine `{pipeline}`"));
         Ok(match examined.map_err(doing)? {
             Examined::Absent => ExaminedState::Absent,
@@ -157,7 +156,7 @@ impl StateStore {
         let key = keys::lease(pipeline);
         let doing =
             |error: Error| error.while_doing(format!("cannot load the lease of `{pipeline}`"));
-        let examined = self.records.examine(&Call::within(OPERATION_TIMEOUT), &key);
+        let examined = self.records.examine(&self.call(), &key);
         Ok(match examined.map_err(doing)? {
             Examined::Absent => ExaminedLease::Absent,
             Examined::Whole(record) => match parse::<Lease>(&key, &record, AUXILIARY_SCHEMA) {

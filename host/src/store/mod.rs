@@ -12,7 +12,7 @@ mod keys;
 mod observe;
 mod sealing;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod transfer;
 
 use std::time::{Duration, Instant};
@@ -32,7 +32,7 @@ pub use benchmark::{Benchmark, BenchmarkPlan, Phase, RoundTrip};
 pub use examine::{DamagedLease, DamagedState, ExaminedLease, ExaminedState, SalvagedState};
 pub use integrity::RecordName;
 pub use observe::{Inventory, Stored};
-pub use sealing::{RescueEnvelope, Sealed};
+pub use sealing::{RescueEnvelope, SealKind, Sealed};
 
 /// How long one operation on the store may take, with its retries.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
@@ -81,13 +81,21 @@ impl StateRecord {
 #[derive(Clone)]
 pub struct StateStore {
     records: Records,
+    /// When all operations must be over, however long each may take.
+    deadline: Option<Instant>,
 }
 
 impl StateStore {
     /// A store over these records.
     #[must_use]
     pub fn new(records: Records) -> Self {
-        Self { records }
+        Self { records, deadline: None }
+    }
+
+    /// The same store for the time that a call has left: no operation goes on after its deadline.
+    #[must_use]
+    pub fn bounded_by(&self, call: &Call) -> Self {
+        Self { deadline: call.deadline(), ..self.clone() }
     }
 
     /// What the storage promises.
@@ -190,7 +198,7 @@ impl StateStore {
     /// # Errors
     /// `Conflict` when somebody else wrote; otherwise as the storage fails.
     pub fn delete_state(&self, pipeline: &PipelineName, expected: &Expected) -> Result<bool> {
-        let call = Call::within(OPERATION_TIMEOUT);
+        let call = self.call();
         let deleted = self.records.delete(&call, &keys::state(pipeline), expected);
         let deleted = deleted.map_err(|error| {
             let what = format!("cannot delete the state of pipeline `{pipeline}`");
@@ -215,7 +223,27 @@ impl StateStore {
     /// # Errors
     /// `Corrupt` when the record is damaged; otherwise as the storage fails.
     pub fn load_lease(&self, pipeline: &PipelineName) -> Result<Option<Versioned<Lease>>> {
-        self.load(&keys::lease(pipeline), AUXILIARY_SCHEMA).map_err(|error| {
+        self.load_lease_by(&self.call(), pipeline)
+    }
+
+    /// As [`load_lease`](Self::load_lease), within this time.
+    ///
+    /// # Errors
+    /// As [`load_lease`](Self::load_lease).
+    pub fn load_lease_within(
+        &self,
+        pipeline: &PipelineName,
+        timeout: Duration,
+    ) -> Result<Option<Versioned<Lease>>> {
+        self.load_lease_by(&Call::within(timeout), pipeline)
+    }
+
+    fn load_lease_by(
+        &self,
+        call: &Call,
+        pipeline: &PipelineName,
+    ) -> Result<Option<Versioned<Lease>>> {
+        self.load_by(call, &keys::lease(pipeline), AUXILIARY_SCHEMA).map_err(|error| {
             let error = error.while_doing(format!("cannot load the lease of `{pipeline}`"));
             if error.kind() != ErrorKind::Corrupt {
                 return error;
@@ -227,7 +255,7 @@ impl StateStore {
         })
     }
 
-    /// Writes the lease of a pipeline if `expected` holds. `deadline` bounds the attempt.
+    /// Writes the lease of a pipeline if `expected` holds. `timeout` bounds the attempt.
     ///
     /// # Errors
     /// `Conflict` when somebody else wrote; otherwise as the storage fails.
@@ -277,7 +305,7 @@ impl StateStore {
     /// # Errors
     /// `Conflict` when somebody else wrote; otherwise as the storage fails.
     pub fn delete_lease(&self, pipeline: &PipelineName, expected: &Expected) -> Result<()> {
-        let call = Call::within(OPERATION_TIMEOUT);
+        let call = self.call();
         self.records.delete(&call, &keys::lease(pipeline), expected).map(drop).map_err(|error| {
             Error::from(error).while_doing(format!("cannot delete the lease of `{pipeline}`"))
         })
@@ -296,7 +324,13 @@ impl StateStore {
     /// # Errors
     /// As the storage fails.
     pub fn health(&self) -> Result<Health> {
-        Ok(self.records.health(&Call::within(OPERATION_TIMEOUT))?)
+        Ok(self.records.health(&self.call())?)
+    }
+
+    /// The context of one operation.
+    fn call(&self) -> Call {
+        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        Call::within(left.map_or(OPERATION_TIMEOUT, |left| left.min(OPERATION_TIMEOUT)))
     }
 
     /// What to do about a damaged state.
@@ -314,7 +348,16 @@ impl StateStore {
     }
 
     fn load<T: DeserializeOwned>(&self, key: &str, schema: u32) -> Result<Option<Versioned<T>>> {
-        let Some(record) = self.records.get(&Call::within(OPERATION_TIMEOUT), key)? else {
+        self.load_by(&self.call(), key, schema)
+    }
+
+    fn load_by<T: DeserializeOwned>(
+        &self,
+        call: &Call,
+        key: &str,
+        schema: u32,
+    ) -> Result<Option<Versioned<T>>> {
+        let Some(record) = self.records.get(call, key)? else {
             return Ok(None);
         };
         let value = self.parse(key, &record, schema)?;
@@ -322,7 +365,7 @@ impl StateStore {
     }
 
     fn load_any_schema(&self, key: &str) -> Result<Option<StateRecord>> {
-        let record = self.records.get(&Call::within(OPERATION_TIMEOUT), key)?;
+        let record = self.records.get(&self.call(), key)?;
         record.map(|record| state_record(key, &record)).transpose()
     }
 
@@ -334,14 +377,14 @@ impl StateStore {
         expected: &Expected,
     ) -> Result<(Version, usize)> {
         let body = self.body_of(value)?;
-        self.records.put(&Call::within(OPERATION_TIMEOUT), key, schema, &body, expected)
+        self.records.put(&self.call(), key, schema, &body, expected)
     }
 
     /// Everything that is listed under a prefix, in key order.
     fn rows(&self, prefix: &str) -> Result<Vec<Listed>> {
         let mut rows: Vec<Listed> = Vec::new();
         loop {
-            let call = Call::within(OPERATION_TIMEOUT);
+            let call = self.call();
             let after = rows.last().map(|row| row.key.as_str());
             let page = self.records.list(&call, prefix, after, PAGE)?;
             let is_last = page.len() < PAGE;

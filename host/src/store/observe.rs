@@ -4,13 +4,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use oxiflow_plugin_api::{Call, Expected};
+use oxiflow_plugin_api::Expected;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    AUXILIARY_SCHEMA, OPERATION_TIMEOUT, StateStore, Versioned, body_of, check_subject, keys,
-    milliseconds, parse, state_record,
+    AUXILIARY_SCHEMA, StateStore, Versioned, body_of, check_subject, keys, milliseconds, parse,
+    state_record,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::Record;
@@ -53,7 +53,7 @@ impl StateStore {
     pub fn read_state(&self, pipeline: &PipelineName) -> Result<Option<Arc<PipelineState>>> {
         let started = Instant::now();
         let key = keys::state(pipeline);
-        let read = self.records.read(&Call::within(OPERATION_TIMEOUT), &key, |record| {
+        let read = self.records.read(&self.call(), &key, |record| {
             let started = Instant::now();
             let state = state_record(&key, record).map(|parsed| parsed.state.value);
             self.records.metrics().deserialise.record(started.elapsed());

@@ -2,11 +2,11 @@
 //! that are kept outside of the storage.
 
 use chrono::{DateTime, Utc};
-use oxiflow_plugin_api::{Call, Expected, Version};
+use oxiflow_plugin_api::{Expected, Version};
 
-use super::{OPERATION_TIMEOUT, StateStore, keys};
+use super::{StateStore, keys};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layer::{self, Record, SealedRecord};
+use crate::layer::{self, Encryption, Record, SealedRecord};
 use crate::model::PipelineName;
 
 /// All prefixes that records are kept under.
@@ -26,6 +26,9 @@ const RESCUED: &str = "rescue/";
 /// A record as it is sealed.
 pub struct Sealed(SealedRecord);
 
+/// How a record is sealed, without the record.
+pub struct SealKind(Option<Encryption>);
+
 impl Sealed {
     /// Whether another record says the same: the same body, schema and time of saving.
     #[must_use]
@@ -44,6 +47,12 @@ impl Sealed {
     #[must_use]
     pub fn version(&self) -> Version {
         self.0.record.version
+    }
+
+    /// How it is sealed.
+    #[must_use]
+    pub fn kind(&self) -> SealKind {
+        SealKind(self.0.encryption.clone())
     }
 }
 
@@ -91,15 +100,15 @@ impl StateStore {
     /// `Corrupt` when the record is damaged, `Configuration` when its key is not configured;
     /// otherwise as the storage fails.
     pub fn load_sealed(&self, key: &str) -> Result<Option<Sealed>> {
-        Ok(self.records.get_sealed(&Call::within(OPERATION_TIMEOUT), key)?.map(Sealed))
+        Ok(self.records.get_sealed(&self.call(), key)?.map(Sealed))
     }
 
     /// Whether a record is sealed as a new one would be.
     ///
     /// # Errors
     /// `Io` when there is no randomness for a salt.
-    pub fn is_current(&self, sealed: &Sealed) -> Result<bool> {
-        self.records.is_current(sealed.0.encryption.as_ref())
+    pub fn is_current(&self, seal: &SealKind) -> Result<bool> {
+        self.records.is_current(seal.0.as_ref())
     }
 
     /// Writes a record again, with its time, under the current key.
@@ -108,7 +117,7 @@ impl StateStore {
     /// `Conflict` when the record is no longer the one that was read; otherwise as the storage
     /// fails.
     pub fn reseal(&self, key: &str, sealed: &Sealed) -> Result<Version> {
-        self.records.reseal(&Call::within(OPERATION_TIMEOUT), key, &sealed.0.record)
+        self.records.reseal(&self.call(), key, &sealed.0.record)
     }
 
     /// Writes records of another store: as the bytes that are stored there, so that both stores
@@ -118,9 +127,13 @@ impl StateStore {
     /// `Conflict` when what is expected of one does not hold; otherwise as the storage fails. Some
     /// may be written then.
     pub fn save_sealed(&self, records: &[(&str, Sealed, Expected)]) -> Result<()> {
-        let call = Call::within(OPERATION_TIMEOUT);
+        records.chunks(self.changes_at_once()).try_for_each(|records| self.save_at_once(records))
+    }
+
+    fn save_at_once(&self, records: &[(&str, Sealed, Expected)]) -> Result<()> {
+        let call = self.call();
         let sealed = records.iter().map(|(key, sealed, expected)| {
-            let bytes = if self.is_current(sealed)? {
+            let bytes = if self.is_current(&sealed.kind())? {
                 sealed.0.bytes.clone()
             } else {
                 let Record { schema, body, saved_at, .. } = &sealed.0.record;
@@ -147,7 +160,7 @@ impl StateStore {
         body: &[u8],
         now: DateTime<Utc>,
     ) -> Result<Vec<u8>> {
-        let call = Call::within(OPERATION_TIMEOUT);
+        let call = self.call();
         let key = format!("{RESCUED}{pipeline}");
         self.records.seal(&call, &key, super::AUXILIARY_SCHEMA, body, now)
     }

@@ -17,7 +17,7 @@ use crate::cli::{env, exit, whoami};
 use crate::config::{list_pipelines, load_pipeline};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::history;
-use crate::lease::{Worker, WorkerStatus};
+use crate::lease::Worker;
 use crate::model::PipelineName;
 use crate::recovery::{
     Deletion, Expired, Kept, Retention, StateFacts, Upkeep, Verdict, delete, judge,
@@ -157,8 +157,7 @@ impl Cleanup<'_> {
         let lease = app.store.load_lease(pipeline)?;
         let is_held = lease.is_some_and(|lease| {
             let worker = Worker::of(lease.value, self.now);
-            let gone = matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released);
-            !gone || worker.lock_at(self.now).is_some()
+            worker.status.may_live() || worker.lock_at(self.now).is_some()
         });
         let state = &record.state.value;
         let facts = StateFacts {

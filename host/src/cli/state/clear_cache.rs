@@ -11,8 +11,8 @@ use crate::cli::exit;
 use crate::cli::ui::{Ui, number_of};
 use crate::cli::whoami;
 use crate::error::{Result, chain};
-use crate::lease::{Answer, WorkerStatus, Workers, request_clear_cache, workers};
-use crate::model::{Lease, PipelineName};
+use crate::lease::{Answer, Workers, leave, request, workers};
+use crate::model::{Lease, PipelineName, RequestKind};
 
 /// How often leases are looked at while waiting.
 const LOOK: Duration = Duration::from_millis(100);
@@ -39,10 +39,7 @@ pub(super) fn run(
     pipeline.map_or(Ok(()), |pipeline| super::check_known(app, pipeline))?;
     let Workers { mut workers, mut unreadable } = workers(&app.store, app.clock.as_ref())?;
     let wanted = |name: &PipelineName| pipeline.is_none_or(|pipeline| pipeline == name);
-    workers.retain(|worker| {
-        let gone = matches!(worker.status, WorkerStatus::Dead | WorkerStatus::Released);
-        wanted(&worker.lease.pipeline_id) && !gone
-    });
+    workers.retain(|worker| wanted(&worker.lease.pipeline_id) && worker.status.may_live());
     unreadable.retain(|(name, _)| wanted(name));
     for (name, error) in &unreadable {
         let cause = chain(error);
@@ -51,9 +48,9 @@ pub(super) fn run(
     let mut asked = Vec::new();
     for worker in workers {
         let lease = worker.lease;
-        let id = request_clear_cache(&app.store, app.clock.as_ref(), &lease, &whoami())?;
+        let clear = request(RequestKind::ClearCache, &whoami(), app.clock.as_ref());
         // One that ended since it was listed keeps nothing.
-        let Some(request) = id else { continue };
+        let Some(request) = leave(&app.store, &lease, &clear)? else { continue };
         asked.push(Asked {
             worker_id: lease.holder.worker_id.clone(),
             pipeline: lease.pipeline_id.to_string(),

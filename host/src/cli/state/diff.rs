@@ -19,8 +19,8 @@ struct Compared<'a> {
 }
 
 pub(super) fn run(app: &App, a: &str, b: &str, json: bool, ui: &Ui) -> Result<ExitCode> {
-    let before = reference::document(&reference::load(app, a)?)?;
-    let after = reference::document(&reference::load(app, b)?)?;
+    let before = reference::document(&reference::load(app, a, ui)?)?;
+    let after = reference::document(&reference::load(app, b, ui)?)?;
     let differences = differences(&before, &after);
     if json {
         ui.json("state-diff", &Compared { a, b, differences })?;

@@ -4,9 +4,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{existing_state, import};
+use super::{existing_state, import, rollback};
 use crate::app::App;
 use crate::cli::read_file;
+use crate::cli::ui::Ui;
 use crate::error::{Error, ErrorKind, Result};
 use crate::history;
 use crate::model::{PipelineName, PipelineState};
@@ -18,7 +19,7 @@ use crate::recovery::{read_document, rollback_target};
 /// # Errors
 /// `Usage` when the text names none of these, `NotFound` when there is no such state; otherwise
 /// as reading it fails.
-pub(super) fn load(app: &App, text: &str) -> Result<PipelineState> {
+pub(super) fn load(app: &App, text: &str, ui: &Ui) -> Result<PipelineState> {
     if is_file(text) {
         let shown = if text == "-" { "standard input" } else { text };
         let document = import::parse(shown, &read_file(Path::new(text))?)?;
@@ -28,7 +29,9 @@ pub(super) fn load(app: &App, text: &str) -> Result<PipelineState> {
     match text.split_once('@') {
         Some((pipeline, wanted)) => {
             let pipeline: PipelineName = pipeline.parse()?;
-            rollback_target(&history::find(&app.store, &pipeline, wanted)?)
+            let found = history::find(&app.store, &pipeline, wanted)?;
+            rollback::tell_skipped(&found, ui);
+            rollback_target(&found.record)
         }
         None => existing_state(app, &text.parse()?),
     }

@@ -43,13 +43,7 @@ struct Report<'a> {
 
 pub(super) fn run(app: &App, args: &RepairArgs, ui: &Ui) -> Result<ExitCode> {
     let pipeline = &args.pipeline;
-    if !app.config.state.repair.enabled {
-        let message = "`state.repair_enabled` is false; nothing was changed";
-        return Err(Error::new(ErrorKind::Usage, message).hint(format!(
-            "look at it with `oxide_flow state validate {pipeline}`, and set `repair_enabled: true` \
-             in oxiflow.yaml to let it be repaired"
-        )));
-    }
+    check_enabled(app, pipeline)?;
     let inspection = inspect(&app.store, app.clock.as_ref(), pipeline)?;
     if matches!(inspection.state, ExaminedState::Absent) && inspection.findings.is_empty() {
         super::existing_state(app, pipeline)?;
@@ -102,17 +96,40 @@ pub(super) fn run(app: &App, args: &RepairArgs, ui: &Ui) -> Result<ExitCode> {
         ui.aside("nothing was changed: this was a dry run");
         return Ok(ExitCode::SUCCESS);
     }
+    carry_out(app, &told, &plan, remedy)
+}
+
+fn check_enabled(app: &App, pipeline: &PipelineName) -> Result<()> {
+    if app.config.state.repair.enabled {
+        return Ok(());
+    }
+    let message = "`state.repair_enabled` is false; nothing was changed";
+    Err(Error::new(ErrorKind::Usage, message).hint(format!(
+        "look at it with `oxide_flow state validate {pipeline}`, and set `repair_enabled: true` in \
+         oxiflow.yaml to let it be repaired"
+    )))
+}
+
+/// Repairs the lease and the state, as far as the plan says and nobody seems to be at work.
+fn carry_out(
+    app: &App,
+    told: &Told<'_>,
+    plan: &RepairPlan,
+    remedy: Option<&Remedy>,
+) -> Result<ExitCode> {
+    let Told { args, ui, inspection } = *told;
+    let pipeline = &args.pipeline;
     if let Some(holder) = inspection.likely_holder() {
         return Err(seems_held(pipeline, holder));
     }
     import::confirm(args.yes, ui, &format!("Repair `{pipeline}`?"))?;
-    if replaces_lease
+    if needs_lease(inspection)
         && let Some(id) = replace_damaged_lease(&app.store, app.clock.as_ref(), pipeline)?
     {
         ui.aside(&format!("the bytes of the damaged lease are kept in quarantine as {id}"));
         ui.aside(&format!("repaired the lease of `{pipeline}`"));
     }
-    if let RepairPlan::Impossible(why) = &plan {
+    if let RepairPlan::Impossible(why) = plan {
         told.report("impossible", None, None)?;
         return Err(by_hand(pipeline, why));
     }
@@ -120,7 +137,7 @@ pub(super) fn run(app: &App, args: &RepairArgs, ui: &Ui) -> Result<ExitCode> {
     let options = super::rewrite_options(app, &who, args.wait);
     let rewritten = match remedy {
         Some(remedy) => {
-            Some(repair(&app.store, &app.clock, &inspection, remedy, "repair", &options)?)
+            Some(repair(&app.store, &app.clock, inspection, remedy, "repair", &options)?)
         }
         None => None,
     };
@@ -134,7 +151,12 @@ pub(super) fn run(app: &App, args: &RepairArgs, ui: &Ui) -> Result<ExitCode> {
         ));
     }
     told.report("repaired", remedy, rewritten.as_ref())?;
-    // What is stored now is judged again, as anybody would who does not take its word for it.
+    judge_again(app, args, ui)
+}
+
+/// Judges what is stored now, as anybody would who does not take the repair's word for it.
+fn judge_again(app: &App, args: &RepairArgs, ui: &Ui) -> Result<ExitCode> {
+    let pipeline = &args.pipeline;
     let after = inspect(&app.store, app.clock.as_ref(), pipeline)?;
     if after.errors() == 0 {
         return Ok(ExitCode::SUCCESS);

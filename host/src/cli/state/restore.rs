@@ -8,18 +8,18 @@ use crate::cli::args::RestoreArgs;
 use crate::cli::ui::{Ui, number_of, time};
 use crate::cli::whoami;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::recovery::{FoundCopy, Wanted, find_copy, restore};
+use crate::recovery::{FoundCopy, WhichCopy, find_copy, restore};
 
 pub(super) fn run(app: &App, args: &RestoreArgs, ui: &Ui) -> Result<ExitCode> {
     let pipeline = &args.pipeline;
     let now = app.clock.now();
     let wanted = match (&args.backup, args.at) {
         (Some(backup), _) => wanted(backup),
-        (None, Some(moment)) => Wanted::At(moment.resolve(now).ok_or_else(|| {
+        (None, Some(moment)) => WhichCopy::At(moment.resolve(now).ok_or_else(|| {
             Error::new(ErrorKind::Usage, "that is longer ago than the calendar goes back")
         })?),
         // The arguments demand one of them.
-        (None, None) => Wanted::Latest,
+        (None, None) => WhichCopy::Latest,
     };
     let found = find_copy(&app.store, pipeline, wanted)
         .map_err(|error| error.while_doing(format!("cannot restore pipeline `{pipeline}`")))?;
@@ -54,8 +54,8 @@ pub(super) fn run(app: &App, args: &RestoreArgs, ui: &Ui) -> Result<ExitCode> {
 }
 
 /// The backup that a text names.
-pub(super) fn wanted(backup: &str) -> Wanted<'_> {
-    if backup == "latest" { Wanted::Latest } else { Wanted::Backup(backup) }
+pub(super) fn wanted(backup: &str) -> WhichCopy<'_> {
+    if backup == "latest" { WhichCopy::Latest } else { WhichCopy::Backup(backup) }
 }
 
 /// Says which newer copies are passed over.

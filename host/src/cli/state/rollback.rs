@@ -7,7 +7,7 @@ use super::{import, preview};
 use crate::app::App;
 use crate::cli::ui::{Ui, number_of, time};
 use crate::cli::whoami;
-use crate::error::Result;
+use crate::error::{Result, chain};
 use crate::history;
 use crate::model::PipelineName;
 use crate::recovery::{rollback, rollback_target};
@@ -26,7 +26,9 @@ pub(super) fn run(
     options: &Options,
     ui: &Ui,
 ) -> Result<ExitCode> {
-    let record = history::find(&app.store, pipeline, to)?;
+    let found = history::find(&app.store, pipeline, to)?;
+    tell_skipped(&found, ui);
+    let record = found.record;
     let target = rollback_target(&record)?;
     let now = app.clock.now();
     ui.aside(&format!(
@@ -54,4 +56,11 @@ pub(super) fn run(
         rolled.state.version,
     ));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Says which newer records are passed over.
+pub(super) fn tell_skipped(found: &history::Found, ui: &Ui) {
+    for (id, error) in &found.skipped {
+        ui.warning(&format!("history record {id} is newer and cannot be used: {}", chain(error)));
+    }
 }

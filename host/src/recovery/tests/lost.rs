@@ -106,7 +106,7 @@ fn epoch_and_version_count_on_when_an_older_copy_replaces_a_damaged_or_a_lost_st
         } else {
             world.shelf.damage("state/p");
         }
-        let restored = world.restore(Wanted::Backup(&backup)).unwrap().state;
+        let restored = world.restore(WhichCopy::Backup(&backup)).unwrap().state;
         assert_eq!((restored.last_processed_id.as_str(), restored.version), ("c1", 5));
     }
 }
