@@ -1,5 +1,5 @@
 //! A run whose store is away, through the library: what is spooled, what is replayed, and what is
-//! never forced.
+//! never forced. It is long because each story is told from the outage to what is stored after it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 

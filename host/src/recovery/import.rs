@@ -47,6 +47,7 @@ pub fn import(store: &StateStore, clock: &Arc<dyn Clock>, import: Import<'_>) ->
     detach(&mut state);
     let document = document_of(&state)?;
     if !import.ignore_rules {
+        check_counters(&state)?;
         judge(&document, pipeline, clock.now())?;
     }
     (import.accept)(&document)?;
@@ -102,11 +103,16 @@ fn read_state(mut document: Value, pipeline: &PipelineName) -> Result<PipelineSt
     if state.run_id.is_empty() {
         return Err(invalid("the document has an empty `run_id`".to_owned()));
     }
+    Ok(state)
+}
+
+/// Finds counters that would not grow any more.
+fn check_counters(state: &PipelineState) -> Result<()> {
     let counters = [("version", state.version), ("epoch", state.epoch)];
     if let Some((name, number)) = counters.into_iter().find(|(_, number)| *number > LARGEST) {
         return Err(invalid(format!("the `{name}` {number} leaves no room to count on")));
     }
-    Ok(state)
+    Ok(())
 }
 
 /// Finds what `validate` would find of the state once it is stored.
