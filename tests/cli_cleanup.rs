@@ -139,7 +139,7 @@ fn a_damaged_state_can_be_deleted_and_its_bytes_are_kept() {
     error: the state of `done` is damaged, and stays
       caused by: the backend reports corrupt
       caused by: DIR/.oxiflow/state/states/done.json has no room for its footer
-    hint: `oxide_flow state restore done --backup latest`, or `oxide_flow state delete done`
+    hint: `oxide_flow state repair done`, `oxide_flow state restore done --at 0s`, or `oxide_flow state delete done`
     ");
     insta::assert_snapshot!(story(&project, &["state", "delete", "done", "--yes"]), @r#"
     exit 0

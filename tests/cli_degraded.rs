@@ -238,6 +238,23 @@ fn an_outage_until_the_end_is_told_by_exit_code_show_and_the_next_run() {
     warning: the store does not have save N of run ID, spooled on this machine TIME (AGO) in DIR/.oxiflow/spool/p/N-N.oxiflow
     the next `oxide_flow run p` on this machine puts it there first, or now: `oxide_flow state push DIR/.oxiflow/spool/p/N-N.oxiflow`
     ");
+    for command in ["export", "backup", "validate"] {
+        let told = project.run(&["state", command, "p"]).expect(0).stderr;
+        assert!(told.contains("warning: the store does not have save"), "{command}: {told}");
+    }
+    let exported = project.run(&["state", "export", "p"]).stdout;
+    project.write("in.json", &exported);
+    let ran = project.run(&["state", "import", "p", "--file", "in.json"]);
+    insta::assert_snapshot!(story(&project, &ran), @"
+    exit 2
+    --- stderr
+    warning: the store does not have save N of run ID, spooled on this machine TIME (AGO) in DIR/.oxiflow/spool/p/N-N.oxiflow
+    the next `oxide_flow run p` on this machine puts it there first, or now: `oxide_flow state push DIR/.oxiflow/spool/p/N-N.oxiflow`
+    once the state is replaced, what is spooled does not follow it any more, and the next run keeps it aside: to have it, put it back first
+    this replaces the state of `p`: running, 5 records, saved TIME (AGO)
+    error: nobody is there to confirm; nothing was changed
+    hint: repeat the command with `--yes`
+    ");
     insta::assert_snapshot!(story(&project, &project.run(&["run"])), @"
     exit 0
     --- stderr

@@ -105,6 +105,7 @@ fn a_key_that_is_not_configured_is_named_with_those_that_are() {
     told.push_str(&project.run(&["state", "show", "p"]).story(&project));
     told.push_str(&project.run(&["run"]).story(&project));
     told.push_str(&project.run(&["state", "list"]).story(&project));
+    told.push_str(&project.run(&["worker", "list"]).story(&project));
     configure(&project, "");
     told.push_str(&project.run(&["state", "show", "p"]).story(&project));
     insta::assert_snapshot!(told, @"
@@ -120,12 +121,15 @@ fn a_key_that_is_not_configured_is_named_with_those_that_are() {
       caused by: the record of `state/p` is sealed with key `ee7d891d57aa46eb`, which is not configured
       caused by: configured: `5d13b0f320264289` (DIR/two)
     hint: add that key under `state.encryption.fallback`
-    exit 0
+    exit 1
     --- stdout
     PIPELINE  STATUS  STEP  RECORDS  FAILED  SAVED  WORKER
     p  unreadable  -  -  -  -  -
     --- stderr
     warning: `p`: cannot load the state of pipeline `p`: the record of `state/p` is sealed with key `ee7d891d57aa46eb`, which is not configured: configured: `5d13b0f320264289` (DIR/two)
+    exit 1
+    --- stderr
+    warning: the lease of `p` cannot be read: cannot load the lease of `p`: the record of `lease/p` is sealed with key `ee7d891d57aa46eb`, which is not configured: configured: `5d13b0f320264289` (DIR/two)
     exit 2
     --- stderr
     error: cannot load the state of pipeline `p`

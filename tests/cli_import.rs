@@ -232,6 +232,11 @@ fn documents_that_are_no_state_of_this_pipeline_are_refused_and_change_nothing()
             "a step under another id",
             changed(&|state| state["step_states"]["a"]["step_id"] = json!("b")),
         ),
+        ("a time to come", changed(&|state| state["started_at"] = json!("2999-01-01T00:00:00Z"))),
+        ("fewer records than its steps", changed(&|state| state["records_processed"] = json!(0))),
+        ("a step that is none", changed(&|state| state["current_step"] = json!("zzz"))),
+        ("no run", changed(&|state| state["run_id"] = json!(""))),
+        ("a version without a next", changed(&|state| state["version"] = json!(u64::MAX))),
     ];
     let mut told = String::new();
     project.write("in", "");
@@ -353,6 +358,37 @@ fn documents_that_are_no_state_of_this_pipeline_are_refused_and_change_nothing()
     --- stderr
     this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
     error: the step under `a` has another `step_id`
+    ## a time to come
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document breaks the rule `timestamp-in-future`
+      caused by: `started_at` is "TIME", and should be a time before "TIME"
+    hint: nothing was changed; mend it, or import it all the same with `--ignore-rules` and mend it with `oxide_flow state repair p`
+    ## fewer records than its steps
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document breaks the rule `step-counters`
+      caused by: `records_processed` is 0, and should be at least 3, as its steps have counted
+    hint: nothing was changed; mend it, or import it all the same with `--ignore-rules` and mend it with `oxide_flow state repair p`
+    ## a step that is none
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document breaks the rule `current-step`
+      caused by: `current_step` is "zzz", and should be one of the steps
+    hint: nothing was changed; mend it, or import it all the same with `--ignore-rules` and mend it with `oxide_flow state repair p`
+    ## no run
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the document has an empty `run_id`
+    ## a version without a next
+    exit 3
+    --- stderr
+    this replaces the state of `p`: failed, 3 records, saved TIME (AGO)
+    error: the `version` 18446744073709551615 leaves no room to count on
     "#);
     std::fs::write(project.path().join("in"), b"\xff\xfe").unwrap();
     insta::assert_snapshot!(project.run(&["state", "import", "p", "--file", "in"]).story(&project), @r"

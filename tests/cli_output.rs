@@ -153,7 +153,7 @@ fn the_help_of_the_whole_shows_every_command() {
       oxide_flow run orders --fresh      start over, whatever was reached
       oxide_flow run orders --wait 30s   wait for another worker to finish first
     ");
-    insta::assert_snapshot!(project.run(&["state", "import", "--help"]).transcript(&[]), @r"
+    insta::assert_snapshot!(project.run(&["state", "import", "--help"]).transcript(&[]), @"
     exit 0
     --- stdout
     Replace the state of a pipeline by one from a file
@@ -172,7 +172,7 @@ fn the_help_of_the_whole_shows_every_command() {
               The project: a folder with an oxiflow.yaml [default: the nearest one upwards]
 
           --ignore-rules
-              Import it although it breaks a rule of the pipeline's file
+              Import it although it breaks rules, of the pipeline's file or of `state validate`
 
       -v, --verbose...
               Log what happens to standard error; twice for more. RUST_LOG overrides it

@@ -516,3 +516,15 @@ fn wrong_pipeline_files_are_told_with_their_place() {
     hint: give it a command, such as `run: "python3 steps/a.py"`
     "#);
 }
+
+#[test]
+fn a_pipeline_file_that_is_no_text_says_so() {
+    let project = Project::steady("");
+    std::fs::write(project.path().join("pipelines/p.yaml"), b"pipeline: \xff").unwrap();
+    insta::assert_snapshot!(project.run(&["run", "p"]).story(&project), @"
+    exit 2
+    --- stderr
+    error: pipelines/p.yaml: cannot read this file
+      caused by: stream did not contain valid UTF-8
+    ");
+}

@@ -208,3 +208,15 @@ fn mistakes_in_rules_are_told_with_their_place() {
     caused by: pipelines/p.yaml:6:3: there are two rules `r`
     ");
 }
+
+#[test]
+fn a_state_that_breaks_a_rule_is_not_called_valid_by_a_repair() {
+    let project = project("- {name: many, schema: rules/many.json}\n");
+    let ran = project.run(&["state", "repair", "p", "--yes"]);
+    assert_snapshot!(ran.story(&project), @"
+    exit 3
+    --- stderr
+    error: cannot repair the state of `p`: it breaks the rule `many` of its file, and only a person knows what it should say
+    hint: see what is wrong with `oxide_flow state validate p`; to change it, export it, edit it and import it again
+    ");
+}

@@ -212,7 +212,7 @@ fn a_damaged_state_is_corrupt_however_it_was_damaged() {
     error: cannot load the state of pipeline `p`
       caused by: the backend reports corrupt
       caused by: the record of `state/p` is that of `state/good`
-    hint: see what is wrong with `oxide_flow state validate p`, then mend it with `oxide_flow state repair p`, or go back with `oxide_flow state restore p --backup latest`
+    hint: see what is wrong with `oxide_flow state validate p`, then mend it with `oxide_flow state repair p`, or go back with `oxide_flow state restore p --at 0s`
     ");
     insta::assert_snapshot!(project.run(&["state", "list"]).story(&project), @"
     exit 3
@@ -232,7 +232,7 @@ fn a_damaged_state_is_corrupt_however_it_was_damaged() {
     error: cannot load the state of pipeline `p`
       caused by: the backend reports corrupt
       caused by: the record of `state/p` is that of `state/good`
-    hint: see what is wrong with `oxide_flow state validate p`, then mend it with `oxide_flow state repair p`, or go back with `oxide_flow state restore p --backup latest`
+    hint: see what is wrong with `oxide_flow state validate p`, then mend it with `oxide_flow state repair p`, or go back with `oxide_flow state restore p --at 0s`
     ");
     std::fs::write(&file, &good).unwrap();
     project.run(&["state", "show", "p"]).expect(0);

@@ -245,7 +245,7 @@ fn one_state_that_cannot_be_upgraded_does_not_stop_the_others() {
       caused by: the record of `state/damaged` is whole, but not what it should be
       caused by: cannot migrate a state of schema 1
       caused by: `status` is `Exploded`, which is no status of schema 1
-    hint: see what is wrong with `oxide_flow state validate damaged`, then mend it with `oxide_flow state repair damaged`, or go back with `oxide_flow state restore damaged --backup latest`
+    hint: see what is wrong with `oxide_flow state validate damaged`, then mend it with `oxide_flow state repair damaged`
     error: pipeline `p` is held by worker `WORKER` (pid PID on HOST, run, since TIME)
     hint: try again when it is done, or stop it with `oxide_flow worker stop WORKER`
     ");

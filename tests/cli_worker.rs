@@ -81,6 +81,7 @@ fn a_running_worker_is_listed_and_shown() {
         assert_eq!((&lease["pid"], &lease["pipeline_id"]), (&json!(running.pid()), &json!("p")));
         assert!(document["expires_at"].is_string());
     }
+    project.write("pipelines/other.yaml", &project.read("pipelines/p.yaml"));
     let others = project.run(&["worker", "list", "--pipeline", "other"]).expect(0);
     assert_eq!((others.stdout.as_str(), others.stderr.as_str()), ("", "no workers\n"));
     let of_p = json_of(&project, &["worker", "list", "--pipeline", "p", "--json"]);
@@ -313,9 +314,10 @@ fn unlock_of_a_pipeline_that_nobody_ever_ran_changes_nothing() {
     project.run(&["state", "list"]).expect(0);
     let before = kit::contents(project.path());
     insta::assert_snapshot!(project.run(&["state", "unlock", "never", "--force"]).story(&project), @"
-    exit 0
+    exit 1
     --- stderr
-    nobody holds pipeline `never`
+    error: there is no pipeline `never`: it has no file, and nothing is stored
+    hint: `oxide_flow pipeline list` shows those with a file, `oxide_flow state list` those with a state
     ");
     assert_eq!(kit::contents(project.path()), before);
 }
@@ -329,7 +331,6 @@ fn a_damaged_lease_is_told_and_replaced_only_by_force() {
     exit 3
     --- stderr
     warning: the lease of `p` cannot be read: cannot load the lease of `p`: the backend reports corrupt: DIR/.oxiflow/state/leases/p.json failed its checksum
-    no workers
     ");
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
     exit 3
@@ -340,22 +341,18 @@ fn a_damaged_lease_is_told_and_replaced_only_by_force() {
     hint: make sure that no worker runs it, then mend it with `oxide_flow state repair p`
     ");
     insta::assert_snapshot!(project.run(&["state", "unlock", "p"]).story(&project), @"
-    exit 4
+    exit 3
     --- stderr
-    error: cannot load the lease of `p`
+    error: the damaged lease does not say who holds it; nothing was changed
+      caused by: cannot load the lease of `p`
       caused by: the backend reports corrupt
       caused by: DIR/.oxiflow/state/leases/p.json failed its checksum
-    hint: make sure that no worker runs it, then mend it with `oxide_flow state repair p`
-    error: its worker may be alive; nothing was changed
     hint: make sure that no worker runs it, then `oxide_flow state unlock p --force`
     ");
     insta::assert_snapshot!(project.run(&["state", "unlock", "p", "--force"]).story(&project), @"
     exit 0
     --- stderr
-    error: cannot load the lease of `p`
-      caused by: the backend reports corrupt
-      caused by: DIR/.oxiflow/state/leases/p.json failed its checksum
-    hint: make sure that no worker runs it, then mend it with `oxide_flow state repair p`
+    warning: the lease of `p` is damaged: cannot load the lease of `p`: the backend reports corrupt: DIR/.oxiflow/state/leases/p.json failed its checksum
     the damaged bytes are kept in quarantine as BACKUP
     replaced the damaged lease of pipeline `p`
     ");

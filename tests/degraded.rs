@@ -1,5 +1,5 @@
 //! A run whose store is away, through the library: what is spooled, what is replayed, and what is
-//! never forced.
+//! never forced. It is long because each story is told from the outage to what is stored after it.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
@@ -11,13 +11,16 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use machine::{Jumping, Machine, Mode, Shared, name};
+use oxide_flow::config::StateSection;
 use oxide_flow::error::{Error, ErrorKind, Result, chain};
 use oxide_flow::layer::{KeySource, Keyring};
 use oxide_flow::lease::{
     Acquire, HeldLease, LeaseEvent, Tempo, Worker, acquire, request_stop, this_process,
 };
 use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
-use oxide_flow::recovery::{Settled, push, read_rescue_file, replay};
+use oxide_flow::recovery::{
+    Deletion, RewriteOptions, Settled, Upkeep, delete, push, read_rescue_file, replay,
+};
 use oxide_flow::runner::{Begin, Begun, Run};
 use oxiflow_plugin_api::Expected;
 
@@ -535,4 +538,115 @@ fn a_fallback_that_is_turned_off_spools_nothing_and_still_replays() {
     machine.way.set(Mode::Away);
     assert_eq!(report(&mut run, "2").unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(machine.spooled(), [""; 0]);
+}
+
+/// Takes a record away as if somebody had removed its file.
+fn lose(machine: &Machine, key: &str) {
+    assert!(machine.way.shared.lock().unwrap().1.remove(key).is_some());
+}
+
+#[test]
+fn a_state_that_is_gone_during_a_run_is_stored_again_by_its_worker() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    report(&mut run, "1").unwrap();
+    lose(&machine, "state/p");
+    report(&mut run, "2").unwrap();
+    assert_eq!(gist(run.state()), gist(&machine.stored()));
+    let ended = run.complete().unwrap();
+    assert_eq!((ended.records_processed, ended.last_processed_id.as_str()), (2, "2"));
+}
+
+#[test]
+fn a_state_that_was_deleted_after_a_takeover_is_not_brought_back_by_the_worker_before() {
+    let shared = Shared::default();
+    let (mut first, other) = (Machine::new(&shared), Machine::new(&shared));
+    // Its heartbeat does not tell it.
+    first.interval = Duration::from_secs(60);
+    let mut zombie = first.start();
+    report(&mut zombie, "1").unwrap();
+    other.start().complete().unwrap();
+    lose(&other, "state/p");
+    let error = report(&mut zombie, "2").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{}", chain(&error));
+    assert!(!shared.lock().unwrap().1.contains_key("state/p"));
+}
+
+#[test]
+fn a_run_whose_lease_and_state_are_gone_leaves_what_it_knows_in_a_file() {
+    let machine = Machine::new(&Shared::default());
+    let mut run = machine.start();
+    report(&mut run, "1").unwrap();
+    machine.way.shared.lock().unwrap().1.clear();
+    let error = report(&mut run, "2").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Fenced, "{}", chain(&error));
+    assert!(error.hint_text().unwrap().contains("`oxide_flow state push "), "{error:?}");
+    let kept = std::fs::read_dir(machine.disk.path().join("rescue")).unwrap().next().unwrap();
+    let kept = read_rescue_file(&machine.store, std::fs::read(kept.unwrap().path()).unwrap());
+    assert_eq!(kept.unwrap().state.last_processed_id, "2");
+}
+
+/// A run that spooled cursor `3` under the first epoch and was killed, and its machine.
+fn spooled(shared: &Shared) -> Machine {
+    let machine = Machine::new(shared);
+    let mut run = machine.start();
+    report(&mut run, "1").unwrap();
+    machine.way.set(Mode::Away);
+    report(&mut run, "2").unwrap();
+    report(&mut run, "3").unwrap();
+    drop(run);
+    machine.way.set(Mode::Reachable);
+    machine
+}
+
+#[test]
+fn a_spooled_state_takes_the_place_of_one_that_the_store_has_lost() {
+    let machine = spooled(&Shared::default());
+    machine.way.shared.lock().unwrap().1.clear();
+    let Begun { run, begin, settled, .. } = machine.begin().unwrap();
+    assert!(matches!(&settled[..], [Settled::Replayed(_)]), "{settled:?}");
+    assert_eq!(begin, Begin::Resumed(PipelineStatus::Running));
+    assert_eq!((run.state().last_processed_id.as_str(), run.state().epoch), ("3", 2));
+    assert_eq!(machine.stored().last_processed_id, "3");
+    assert_eq!(machine.spooled(), [""; 0]);
+}
+
+#[test]
+fn a_state_that_was_deleted_does_not_come_back_out_of_the_spool() {
+    for history_keep in [0, 100] {
+        let machine = spooled(&Shared::default());
+        let options =
+            RewriteOptions { who: "tester", backup: true, history_keep, wait: Duration::ZERO };
+        let deletion = Deletion {
+            pipeline: &name(),
+            purpose: "delete",
+            why: "by hand",
+            options: &options,
+            without_copy: false,
+            with_copies: false,
+            upkeep: &Upkeep::from(&StateSection::default()),
+        };
+        delete(&machine.store, &machine.clock, &deletion, &|_| true).unwrap();
+        let Begun { run, begin, settled, .. } = machine.begin().unwrap();
+        let [Settled::SetAside(_, found)] = &settled[..] else { panic!("{settled:?}") };
+        assert!(found.contains("deleted"), "{found}");
+        assert_eq!((begin, run.state().last_processed_id.as_str()), (Begin::First, ""));
+    }
+}
+
+#[test]
+fn a_copy_that_is_newer_than_the_spool_keeps_a_run_from_going_back_to_it() {
+    let shared = Shared::default();
+    let machine = spooled(&shared);
+    let elsewhere = Machine::new(&shared);
+    let mut run = elsewhere.start();
+    report(&mut run, "theirs").unwrap();
+    run.pause().unwrap();
+    lose(&machine, "state/p");
+    let error = machine.begin().map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{}", chain(&error));
+    assert_eq!(machine.entry().extension().unwrap(), "oxiflow", "nothing was touched");
+    let spooled = read_rescue_file(&machine.store, std::fs::read(machine.entry()).unwrap());
+    let refused = push(&machine.store, &machine.clock, &spooled.unwrap(), false).unwrap_err();
+    assert!(chain(&refused).contains("is newer"), "{}", chain(&refused));
 }

@@ -90,6 +90,11 @@ fn every_run_that_ends_leaves_a_record_with_the_state_after_it() {
     --- stderr
     3 records in all; `--limit 3` shows them
     ");
+    insta::assert_snapshot!(story(&project, &["state", "history", "p", "--limit", "0"]), @"
+    exit 0
+    --- stderr
+    3 records in all; `--limit 3` shows them
+    ");
     let records = history(&project);
     let record = &records[1];
     for field in ["run_id", "epoch", "version", "status", "records_processed", "retry_count"] {
@@ -433,4 +438,20 @@ fn a_pipeline_nobody_knows_has_no_history() {
     error: pipeline `p` has no history `-1`
     hint: `oxide_flow state history p` shows what there is
     ");
+}
+
+#[test]
+fn the_documentation_names_every_kind() {
+    let docs = std::fs::read_to_string(kit::repository().join("docs/cli.md")).unwrap();
+    let (_, section) = docs.split_once("\n## state history\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let source = kit::repository().join("host/src/model/history.rs");
+    let source = std::fs::read_to_string(source).unwrap();
+    let arms = source.lines().filter_map(|line| line.trim().strip_prefix("Self::"));
+    let kinds = arms.filter_map(|arm| arm.split('"').nth(1));
+    let kinds: Vec<_> = kinds.filter(|kind| *kind != "other").collect();
+    assert!(kinds.len() > 8, "{kinds:?}");
+    for kind in kinds {
+        assert!(section.contains(&format!("`{kind}`")), "docs/cli.md does not name `{kind}`");
+    }
 }

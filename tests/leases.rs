@@ -218,6 +218,47 @@ fn the_epoch_grows_over_release_and_survives_the_loss_of_the_lease_record() {
     assert_eq!(epoch(), 3);
 }
 
+fn remove_lease(project: &Project) {
+    let removed = std::fs::remove_file(project.path().join(".oxiflow/state/leases/p.json"));
+    assert!(removed.is_ok(), "{removed:?}");
+}
+
+#[test]
+fn a_worker_that_lives_keeps_its_pipeline_also_when_its_lease_record_is_lost() {
+    let project = Project::steady(PATIENT);
+    // The worker does not look for its lease meanwhile.
+    let yaml = project.read("oxiflow.yaml").replace("interval: 100ms", "interval: 20s");
+    project.write("oxiflow.yaml", &yaml);
+    let first = project.start_captured(&["run", "p"]);
+    let worker = started(&project, 1).remove(0);
+    remove_lease(&project);
+    for command in [&["run", "p"][..], &["state", "lock", "p", "--reason", "test"]] {
+        let ran = project.run(command).expect(4);
+        let told = format!("is run by worker `{worker}` (pid {} on ", first.pid());
+        assert!(ran.stderr.contains(&told), "{}", ran.stderr);
+        assert!(ran.stderr.contains("its lease is lost"), "{}", ran.stderr);
+    }
+    project.write("go", "");
+    first.finish().expect(0);
+    project.run(&["run", "p"]).expect(0);
+    assert_eq!(lines(&project, "started").len(), 2, "one after the other");
+}
+
+#[test]
+fn a_worker_whose_lease_record_is_lost_and_of_whom_nothing_is_seen_is_taken_over_in_time() {
+    let project = Project::with_pipeline(COUNTING);
+    let first = project.start(&["run", "p"]);
+    let worker = started(&project, 1).remove(0);
+    wait_for("some checkpoints", || (version(&project) > 3).then_some(()));
+    first.kill();
+    remove_lease(&project);
+    project.write("go", "");
+    let ran = project.run(&["run", "p"]).expect(0);
+    let taken = format!("taking over from worker `{worker}`");
+    assert!(ran.stderr.contains(&taken), "{}", ran.stderr);
+    assert!(ran.stderr.contains("has not renewed its lease"), "{}", ran.stderr);
+}
+
 /// Asks for a stop until the worker is listed, and returns what the command said.
 fn stop(project: &Project, runner: Running) -> (Ran, Ran) {
     let worker = started(project, 1).remove(0);

@@ -116,10 +116,11 @@ impl Error {
     }
 
     /// Whether the failure is that of one record, so that others may be read all the same: it is
-    /// damaged, a newer oxide_flow wrote it, or its key is not configured.
+    /// damaged, a newer oxide_flow wrote it, its key is not configured, or this user may not read it.
+    /// Only that the store is away says nothing of a record.
     #[must_use]
     pub fn is_of_one_record(&self) -> bool {
-        matches!(self.kind, ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::Configuration)
+        !self.is_outage()
     }
 
     /// Whether the store is away: it does not answer, or its answer was lost.
@@ -168,7 +169,8 @@ impl From<BackendError> for Error {
                  command"
             }
             BackendErrorKind::Denied => {
-                "see that this user may write where the store is, and that it is not read-only"
+                "see that this user may read and write where the store is, and that it is not \
+                 read-only"
             }
             BackendErrorKind::Unavailable | BackendErrorKind::Timeout => {
                 "`oxide_flow health` says whether the store works"
@@ -198,8 +200,12 @@ pub fn chain(error: &dyn StdError) -> String {
 impl From<crate::config::ConfigError> for Error {
     fn from(error: crate::config::ConfigError) -> Self {
         let hint = error.hint().map(str::to_owned);
+        let cause = StdError::source(&error).map(ToString::to_string);
         let mut converted = Self::new(ErrorKind::Configuration, error.to_string());
         converted.hint = hint;
-        converted
+        match cause {
+            Some(cause) => converted.because(cause),
+            None => converted,
+        }
     }
 }

@@ -25,7 +25,7 @@ const MOVED: &str = "moved";
 pub struct PipelineRow {
     /// Its name.
     pub pipeline: String,
-    /// Its effective status, `moved`, `corrupt` or `unreadable`.
+    /// Its effective status, `moved`, `lost`, `corrupt` or `unreadable`.
     pub status: String,
     /// The step that runs or ran last.
     pub step: Option<String>,

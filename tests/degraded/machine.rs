@@ -164,6 +164,8 @@ pub struct Machine {
     pub clock: Arc<dyn Clock>,
     pub disk: tempfile::TempDir,
     pub ttl: Duration,
+    /// How often the lease is renewed.
+    pub interval: Duration,
     pub enabled: bool,
     pub fresh: bool,
     pub limit: Option<Duration>,
@@ -186,7 +188,8 @@ impl Machine {
         };
         let (store, disk) = (StateStore::new(records), tempfile::tempdir().unwrap());
         let ttl = Duration::from_secs(60);
-        Self { way, store, clock, disk, ttl, enabled: true, fresh: false, limit: None }
+        let interval = Duration::from_millis(20);
+        Self { way, store, clock, disk, ttl, interval, enabled: true, fresh: false, limit: None }
     }
 
     pub fn spool(&self) -> Spool {
@@ -222,7 +225,7 @@ impl Machine {
             backup: true,
             upkeep: Upkeep::from(&StateSection::default()),
             lease_ttl: self.ttl,
-            heartbeat_interval: Duration::from_millis(20),
+            heartbeat_interval: self.interval,
             wait: Duration::ZERO,
             fallback: Fallback { spool: self.spool(), enabled: self.enabled, limit: self.limit },
         };

@@ -40,6 +40,7 @@ pub(super) fn run(global: &Global, json: bool, ui: &Ui) -> Result<ExitCode> {
         }
         check(&app, &mut report)
     });
+    let checked = checked.map_err(instead_of_this_command);
     let code = match &checked {
         Ok(()) => {
             report.healthy = true;
@@ -80,6 +81,14 @@ fn check(app: &App, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// This command is what elsewhere is the hint for a store that does not answer.
+fn instead_of_this_command(error: Error) -> Error {
+    if !error.hint_text().is_some_and(|hint| hint.contains("oxide_flow health")) {
+        return error;
+    }
+    error.hint("see that the store runs, and that oxiflow.yaml names it rightly under `state:`")
+}
+
 fn doing(error: Error, what: &str) -> Error {
     error.while_doing(what)
 }
@@ -112,4 +121,20 @@ fn print(report: &Report, ui: &Ui) {
 
 fn milliseconds(duration: std::time::Duration) -> f64 {
     super::state::milliseconds(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_command_is_never_its_own_hint() {
+        let away = oxiflow_plugin_api::BackendError::unavailable("no route");
+        let error = doing(away.into(), "the backend is not well");
+        assert!(error.hint_text().unwrap().contains("oxide_flow health"));
+        let hint = instead_of_this_command(error).hint_text().map(str::to_owned);
+        assert!(hint.unwrap().starts_with("see that the store runs"));
+        let other = Error::new(ErrorKind::Denied, "refused").hint("ask");
+        assert_eq!(instead_of_this_command(other).hint_text(), Some("ask"));
+    }
 }

@@ -77,24 +77,23 @@ pub(super) fn run(global: &Global, args: &RunArgs, ui: &Ui) -> Result<ExitCode> 
     Ok(code)
 }
 
-/// Repairs a damaged state where `state.auto_repair` allows it, and never silently.
+/// Repairs a damaged or lost state where `state.auto_repair` allows it, and never silently.
 fn repair_if_damaged(app: &App, name: &PipelineName, ui: &Ui) -> Result<()> {
     match app.repair_before_run(name)? {
         AutoRepair::NotNeeded => {}
         AutoRepair::Done(repaired) => {
-            let id = match &repaired.kept {
-                Some(Kept::Backup(id) | Kept::Quarantined(id)) => id.as_str(),
-                None => "none",
-            };
-            ui.warning(&format!(
-                "the state of `{name}` was damaged, and is repaired without a loss; the damaged \
-                 bytes are kept in quarantine as {id}"
-            ));
+            ui.warning(&match &repaired.kept {
+                Some(Kept::Backup(id) | Kept::Quarantined(id)) => format!(
+                    "the state of `{name}` was damaged, and is repaired without a loss; the damaged \
+                     bytes are kept in quarantine as {id}"
+                ),
+                None => format!(
+                    "the state of `{name}` was lost, and its last save is put back from a copy"
+                ),
+            });
         }
         AutoRepair::Refused(why) => {
-            ui.warning(&format!(
-                "the state of `{name}` is damaged and not repaired by itself: {why}"
-            ));
+            ui.warning(&format!("the state of `{name}` is not repaired by itself: {why}"));
         }
     }
     Ok(())

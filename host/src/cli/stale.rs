@@ -9,7 +9,7 @@ use crate::error::{Error, Result, chain};
 use crate::lease::Worker;
 use crate::model::{PipelineName, PipelineState};
 use crate::recovery::Spooled;
-use crate::store::Versioned;
+use crate::store::{ExaminedState, Versioned};
 
 /// The newest spooled state of a pipeline, in the place of the stored one that cannot be read
 /// because of `outage`.
@@ -68,7 +68,7 @@ pub(super) fn tell_unsaved(
     match spool.entries(&app.store, pipeline) {
         Ok(entries) => {
             for entry in entries.iter().filter(|entry| !entry.is_stored(stored)) {
-                tell_entry(app, entry, stored, ui);
+                tell_entry(app, entry, stored, ui)?;
             }
         }
         Err(error) => ui.warning(&chain(&error)),
@@ -79,7 +79,38 @@ pub(super) fn tell_unsaved(
     Ok(())
 }
 
-fn tell_entry(app: &App, entry: &Spooled, stored: Option<&Versioned<PipelineState>>, ui: &Ui) {
+/// As [`tell_unsaved`], for a command that has not read the state itself. Of a damaged one `state
+/// repair` tells what else there is.
+pub(super) fn tell_unsaved_of(app: &App, pipeline: &PipelineName, ui: &Ui) -> Result<()> {
+    if app.spool().is_empty(pipeline)? {
+        return Ok(());
+    }
+    match app.store.examine_state(pipeline)? {
+        ExaminedState::Damaged(_) => Ok(()),
+        ExaminedState::Absent => tell_unsaved(app, pipeline, None, ui),
+        ExaminedState::Whole(record) => tell_unsaved(app, pipeline, Some(&record.state), ui),
+    }
+}
+
+/// Says what is spooled of a pipeline whose state a command is about to replace.
+pub(super) fn tell_overtaken(app: &App, pipeline: &PipelineName, ui: &Ui) -> Result<()> {
+    tell_unsaved_of(app, pipeline, ui)?;
+    let spool = app.spool();
+    if matches!(spool.newest(&app.store, pipeline), Ok(Some(_))) {
+        ui.aside(
+            "once the state is replaced, what is spooled does not follow it any more, and the next \
+             run keeps it aside: to have it, put it back first",
+        );
+    }
+    Ok(())
+}
+
+fn tell_entry(
+    app: &App,
+    entry: &Spooled,
+    stored: Option<&Versioned<PipelineState>>,
+    ui: &Ui,
+) -> Result<()> {
     let (state, file) = (&entry.rescued.state, entry.file.display());
     let pipeline = &state.pipeline_id;
     ui.warning(&format!(
@@ -88,7 +119,7 @@ fn tell_entry(app: &App, entry: &Spooled, stored: Option<&Versioned<PipelineStat
         state.run_id,
         time(entry.rescued.rescued_at, app.clock.now())
     ));
-    if stored.is_some_and(|stored| entry.rescued.follows(stored)) {
+    if entry.conflict_with(&app.store, stored)?.is_none() {
         ui.aside(&format!(
             "the next `oxide_flow run {pipeline}` on this machine puts it there first, or now: \
              `oxide_flow state push {file}`"
@@ -96,6 +127,7 @@ fn tell_entry(app: &App, entry: &Spooled, stored: Option<&Versioned<PipelineStat
     } else {
         ui.aside("it does NOT follow what is stored; the next run on this machine keeps it aside");
     }
+    Ok(())
 }
 
 fn tell_conflict(file: &Path, ui: &Ui) {

@@ -1,16 +1,19 @@
 //! Acquiring a lease: at once when it is free or its holder is provably dead, otherwise by
 //! watching it until it is released or has not been renewed for its whole time to live.
+//!
+//! A pipeline without a lease record is free, unless its state says that a worker runs it: then the
+//! record is lost, and the worker may not know yet. Its state is watched in the place of the lease.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use oxiflow_plugin_api::{Expected, Version};
 
-use super::identity::{Liveness, liveness, person};
+use super::identity::{Liveness, liveness, liveness_by_id, parts_of_id, person};
 use super::moved::{check_may_begin, check_not_moved};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Extra, Holder, Lease, ManualLock, PipelineName};
+use crate::model::{Extra, Holder, Lease, ManualLock, PipelineName, PipelineStatus};
 use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
 
 /// How often a watched lease is looked at, at the most and at the least.
@@ -79,7 +82,17 @@ pub fn acquire(
             check_not_moved(&lease.value)?;
         }
         let lock = current.as_ref().and_then(|lease| locked_out(&lease.value, request, clock));
-        let takeover = match &current {
+        let unleased = match &current {
+            None if !migrates => running_without_lease(store, request)?,
+            _ => None,
+        };
+        // Only a run waits for one that may be elsewhere: its steps would run beside the other's. What
+        // a command writes fences the worker.
+        let unleased = unleased.filter(|lease| {
+            let worker = &lease.value.holder.worker_id;
+            request.purpose == "run" || liveness_by_id(worker) == Liveness::Alive
+        });
+        let takeover = match current.as_ref().or(unleased.as_ref()) {
             None => None,
             Some(lease) if lock.is_some() => {
                 if clock.monotonic() - started >= request.wait {
@@ -95,20 +108,31 @@ pub fn acquire(
             Some(lease) => {
                 let watch = watch.get_or_insert_with(|| Watch::begin(lease, clock.monotonic()));
                 let watched = watch.observe(lease, clock.monotonic());
-                let dead = liveness(&lease.value.holder) == Liveness::Dead;
+                let alive = match &unleased {
+                    Some(unleased) => liveness_by_id(&unleased.value.holder.worker_id),
+                    None => liveness(&lease.value.holder),
+                };
+                let dead = alive == Liveness::Dead;
                 // More than the time to live: the holder gives up earlier, by its own clock.
                 if !dead && watched <= lease.value.ttl() {
                     // A lease whose time says that it has run out, or that the clocks disagree, is
                     // watched also without being asked to wait, until it is seen to be renewed:
                     // most likely it can be had soon.
-                    let doubtful = !watch.is_renewed && !lease.value.looks_fresh(clock.now());
+                    let doubtful = !watch.is_renewed
+                        && match unleased {
+                            Some(_) => alive != Liveness::Alive,
+                            None => !lease.value.looks_fresh(clock.now()),
+                        };
                     let patience = if doubtful {
                         request.wait.max(lease.value.ttl() + LONGEST_LOOK)
                     } else {
                         request.wait
                     };
                     if clock.monotonic() - started >= patience {
-                        return Err(held(&lease.value, request.purpose));
+                        return Err(match &unleased {
+                            Some(unleased) => held_without_lease(&unleased.value),
+                            None => held(&lease.value, request.purpose),
+                        });
                     }
                     if !std::mem::replace(&mut told, true) {
                         (request.on_wait)(&lease.value);
@@ -137,6 +161,49 @@ pub fn acquire(
             Err(error) => return Err(error),
         }
     }
+}
+
+/// The lease that the worker must have had that runs a pipeline by what its state says; `None` when
+/// no worker does. It is as old as the state, and lasts as long as the one that is asked for.
+fn running_without_lease(
+    store: &StateStore,
+    request: &Acquire<'_>,
+) -> Result<Option<Versioned<Lease>>> {
+    let stored = match store.load_state(request.pipeline) {
+        // It says nothing of a worker.
+        Err(error) if error.kind() == ErrorKind::Corrupt => None,
+        stored => stored?,
+    };
+    let Some(Versioned { value: state, version }) = stored else { return Ok(None) };
+    let Some(worker_id) = state.worker_id.filter(|_| state.status == PipelineStatus::Running)
+    else {
+        return Ok(None);
+    };
+    let (host, pid) = parts_of_id(&worker_id).unwrap_or(("unknown", 0));
+    let holder = Holder {
+        host: host.to_owned(),
+        boot_id: String::new(),
+        pid_namespace: String::new(),
+        pid,
+        pid_start_time: 0,
+        worker_id,
+    };
+    let lease = Lease {
+        pipeline_id: state.pipeline_id,
+        holder,
+        epoch: state.epoch,
+        ttl_ms: u64::try_from(request.ttl.as_millis()).unwrap_or(u64::MAX),
+        purpose: "run".to_owned(),
+        acquired_at: state.started_at,
+        renewed_at: state.last_heartbeat,
+        released_at: None,
+        requests: Vec::new(),
+        metrics: None,
+        lock: None,
+        moved: None,
+        extra: Extra::new(),
+    };
+    Ok(Some(Versioned { value: lease, version }))
 }
 
 /// Looks whether a pipeline may begin here, and takes its first lease record back if not: with it
@@ -220,6 +287,20 @@ fn locked(lease: &Lease, lock: Option<&ManualLock>) -> Error {
     });
     Error::new(ErrorKind::LeaseHeld, format!("pipeline `{pipeline}` is locked{by}")).hint(format!(
         "wait until it is unlocked, or unlock it with `oxide_flow state unlock {pipeline}`"
+    ))
+}
+
+fn held_without_lease(lease: &Lease) -> Error {
+    let (pipeline, holder) = (&lease.pipeline_id, &lease.holder);
+    let message = format!(
+        "pipeline `{pipeline}` is run by worker `{}` (pid {} on {}), as its state says, and its lease \
+         is lost",
+        holder.worker_id, holder.pid, holder.host,
+    );
+    let ttl = humantime::format_duration(lease.ttl() + LONGEST_LOOK);
+    Error::new(ErrorKind::LeaseHeld, message).hint(format!(
+        "the worker stops when it finds its lease gone; try again when its process has ended, or wait \
+         for it with `--wait {ttl}`"
     ))
 }
 

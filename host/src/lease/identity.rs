@@ -109,6 +109,28 @@ pub fn liveness(holder: &Holder) -> Liveness {
     }
 }
 
+/// The name and the process number that a worker's id begins with.
+pub(super) fn parts_of_id(worker_id: &str) -> Option<(&str, u32)> {
+    let (process, _) = worker_id.rsplit_once('-')?;
+    let (name, pid) = process.rsplit_once('-')?;
+    Some((name, pid.parse().ok()?))
+}
+
+/// Whether a worker's process lives, as far as its id alone tells: a process of this program that has
+/// its number on this host. It is never called dead, since the name may be given to several.
+pub(super) fn liveness_by_id(worker_id: &str) -> Liveness {
+    match parts_of_id(worker_id) {
+        Some((name, pid)) if name == host_name() && is_this_program(pid) => Liveness::Alive,
+        _ => Liveness::Unknown,
+    }
+}
+
+fn is_this_program(pid: u32) -> bool {
+    let name = |pid: &str| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    let named = name(&pid.to_string());
+    start_time(pid).is_some() && named.is_some() && named == name("self")
+}
+
 /// Whether /proc leaves out processes of other users, or does not let them be read, as with `hidepid`
 /// and systemd's `ProtectProc=`; then a process that is not to be seen may live all the same. The
 /// first process of a namespace is there as long as the namespace is.
@@ -168,6 +190,25 @@ mod tests {
         assert_eq!(liveness(&clone), Liveness::Unknown);
         let container = Holder { pid_namespace: "pid:[1]".into(), ..holder };
         assert_eq!(liveness(&container), Liveness::Unknown);
+    }
+
+    #[test]
+    fn an_id_alone_tells_a_living_worker_of_this_host_and_never_a_dead_one() {
+        let mine = this_process().unwrap().worker_id;
+        assert_eq!(liveness_by_id(&mine), Liveness::Alive);
+        let pid = std::process::id();
+        for id in [
+            mine.replace(&host_name(), "elsewhere"),
+            format!("{}-4000000000-abcdef", host_name()),
+            // The number of another program by now.
+            format!("{}-1-abcdef", host_name()),
+            format!("{}-x-abcdef", host_name()),
+            pid.to_string(),
+            String::new(),
+        ] {
+            assert_eq!(liveness_by_id(&id), Liveness::Unknown, "{id}");
+        }
+        assert_eq!(parts_of_id("a-b-7-xyz"), Some(("a-b", 7)));
     }
 
     #[test]

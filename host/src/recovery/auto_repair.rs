@@ -18,7 +18,7 @@ const PURPOSE: &str = "automatic repair";
 /// What came of an automatic repair.
 #[derive(Debug)]
 pub enum AutoRepair {
-    /// The state is not damaged.
+    /// The state is neither damaged nor lost.
     NotNeeded,
     /// This is stored now.
     Done(Box<Rewritten>),
@@ -26,7 +26,7 @@ pub enum AutoRepair {
     Refused(String),
 }
 
-/// Repairs the state of a pipeline if it is damaged and that loses nothing.
+/// Repairs the state of a pipeline if it is damaged or lost and that loses nothing.
 ///
 /// # Errors
 /// As the store fails.
@@ -38,12 +38,12 @@ pub fn auto_repair(
     who: &str,
     history_keep: usize,
 ) -> Result<AutoRepair> {
-    if !matches!(store.examine_state(pipeline)?, ExaminedState::Damaged(_)) {
+    if matches!(store.examine_state(pipeline)?, ExaminedState::Whole(_)) {
         return Ok(AutoRepair::NotNeeded);
     }
     let inspection = inspect(store, clock.as_ref(), pipeline)?;
     let remedy = match plan_repair(&inspection, clock.now())? {
-        // It was written again in between.
+        // It has not run yet, was deleted, or was written again in between.
         RepairPlan::Nothing => return Ok(AutoRepair::NotNeeded),
         RepairPlan::Impossible(why) => return Ok(AutoRepair::Refused(why.to_owned())),
         RepairPlan::Write(remedy) => remedy,
@@ -52,19 +52,25 @@ pub fn auto_repair(
         let losses = remedy.losses.join("; ");
         return Ok(AutoRepair::Refused(format!("it would lose {losses}")));
     }
-    let attempts = attempts(store, pipeline)?;
+    let is_lost = matches!(inspection.state, ExaminedState::Absent);
+    let attempts = attempts(store, pipeline, is_lost)?;
     if attempts >= max_attempts as usize {
         return Ok(AutoRepair::Refused(format!(
-            "it was repaired {attempts} times since a run ended, and is damaged again"
+            "it was repaired {attempts} times since a run ended, and has to be again"
         )));
     }
     let options = RewriteOptions { who, backup: true, history_keep, wait: Duration::ZERO };
     match repair(store, clock, &inspection, &remedy, PURPOSE, &options) {
         Ok(rewritten) => {
-            tracing::error!(
-                target: "oxide_flow::state", %pipeline, action = "automatic backup created",
-                "State corruption detected"
-            );
+            if is_lost {
+                let action = "last save put back";
+                tracing::error!(target: "oxide_flow::state", %pipeline, action, "State loss detected");
+            } else {
+                tracing::error!(
+                    target: "oxide_flow::state", %pipeline, action = "automatic backup created",
+                    "State corruption detected"
+                );
+            }
             Ok(AutoRepair::Done(Box::new(rewritten)))
         }
         Err(error) if matches!(error.kind(), ErrorKind::LeaseHeld | ErrorKind::Conflict) => {
@@ -75,16 +81,17 @@ pub fn auto_repair(
 }
 
 /// How often a pipeline was repaired, or was about to be, since anything else happened to it. What
-/// was quarantined tells, since that is written before the repair, and stays when it fails.
-fn attempts(store: &StateStore, pipeline: &PipelineName) -> Result<usize> {
-    let mut last = None;
+/// was quarantined tells, since that is written before the repair, and stays when it fails; of a
+/// lost state there is nothing to quarantine, so the history tells.
+fn attempts(store: &StateStore, pipeline: &PipelineName, is_lost: bool) -> Result<usize> {
+    let (mut last, mut repairs) = (None, 0);
     for id in store.history_ids(pipeline)?.iter().rev() {
         match store.load_history(pipeline, id) {
             Ok(Some(record)) if record.kind != HistoryKind::Repair => {
                 last = Some(record.at);
                 break;
             }
-            Ok(_) => {}
+            Ok(record) => repairs += usize::from(record.is_some()),
             Err(error) if error.kind() == ErrorKind::Corrupt => {}
             Err(error) => return Err(error),
         }
@@ -101,5 +108,5 @@ fn attempts(store: &StateStore, pipeline: &PipelineName) -> Result<usize> {
             Err(error) => return Err(error),
         }
     }
-    Ok(attempts)
+    Ok(if is_lost { attempts.max(repairs) } else { attempts })
 }

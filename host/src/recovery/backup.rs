@@ -4,6 +4,7 @@ use base64ct::{Base64, Encoding};
 use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use serde_json::json;
 
+use super::lost::find_lost;
 use super::rewrite::Kept;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain};
@@ -49,7 +50,7 @@ pub fn back_up_record(
 /// backup of what was saved last, or the bytes of a damaged state.
 ///
 /// # Errors
-/// `NotFound` when there is no state; otherwise as the store fails.
+/// `NotFound` when there is no state, `Corrupt` when it is lost; otherwise as the store fails.
 pub fn back_up_now(
     store: &StateStore,
     clock: &dyn Clock,
@@ -63,6 +64,9 @@ pub fn back_up_now(
             Kept::Quarantined(quarantine(store, clock, pipeline, damaged, reason)?)
         }
         ExaminedState::Absent => {
+            if let Some(lost) = find_lost(store, pipeline)? {
+                return Err(lost.to_error());
+            }
             let message = format!("pipeline `{pipeline}` has no state");
             return Err(Error::new(ErrorKind::NotFound, message)
                 .hint("`oxide_flow state list` shows those that have one"));

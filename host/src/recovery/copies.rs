@@ -1,8 +1,9 @@
 //! Reading copies back: which there are, which of them verify, and which one a person means.
 //!
 //! A backup verifies when its record does and it is the backup of this pipeline that its key
-//! names. Damage of one is a finding, and never hides the others. What cannot be judged now,
-//! because the store is away or a key is not configured, is an error and no damage.
+//! names. Damage of one is a finding, and never hides the others; so is that one cannot be read, such
+//! as for want of permission or of its key. Only that the store is away says nothing of a copy, and is
+//! an error.
 
 use chrono::{DateTime, Utc};
 
@@ -107,7 +108,7 @@ pub fn load_verified(
 /// All backups of a pipeline, newest first, each read and verified.
 ///
 /// # Errors
-/// As the store fails; what is wrong with one backup is no error.
+/// When the store is away; what is wrong with one backup is no error.
 pub fn examine_backups(store: &StateStore, pipeline: &PipelineName) -> Result<Vec<ExaminedBackup>> {
     let mut found = Vec::new();
     for listed in store.list_backups(pipeline)?.into_iter().rev() {
@@ -216,7 +217,15 @@ fn newest(
     let which = until.map_or_else(String::new, |until| {
         format!(" from {} or before", until.format("%Y-%m-%d %H:%M:%S UTC"))
     });
-    let list = format!("`oxide_flow state list-backups {pipeline}` shows what there is");
+    let has_history = until.is_none() && !store.history_ids(pipeline)?.is_empty();
+    let hint = if has_history {
+        format!(
+            "its history has copies too: `oxide_flow state history {pipeline}` shows them, and \
+             `oxide_flow state restore {pipeline} --at 0s` goes back to the newest"
+        )
+    } else {
+        format!("`oxide_flow state list-backups {pipeline}` shows what there is")
+    };
     Err(match skipped.into_iter().next() {
         None => {
             let thing = if until.is_some() { "copy" } else { "backup" };
@@ -227,7 +236,7 @@ fn newest(
             Error::new(error.kind(), message).because(error)
         }
     }
-    .hint(list))
+    .hint(hint))
 }
 
 /// Reads a copy; `None` when it is gone or holds no state.

@@ -137,7 +137,10 @@ fn delete_without_lease(
     if deletion.with_copies {
         deleted.copies = delete_copies(store, pipeline)?;
     }
-    // A history record would take the space that has just become free.
+    if deleted.state && !deletion.with_copies {
+        // It takes less space than has just become free, and tells that the state is not lost.
+        record(store, clock, deletion);
+    }
     Ok(Some(deleted))
 }
 

@@ -5,14 +5,20 @@
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use super::inspect::document_of;
 use super::rewrite::{Rewrite, RewriteOptions, Rewritten, detach, rewrite};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::validate::{Context, Finding, validate};
 use crate::model::{HistoryKind, PipelineName, PipelineState, SCHEMA_VERSION, schema};
 use crate::store::StateStore;
+
+/// The largest epoch or version that is let in: both only grow, and without room to grow no worker is
+/// fenced.
+const LARGEST: u64 = u64::MAX / 2;
 
 /// What to import, and where to.
 pub struct Import<'a> {
@@ -24,6 +30,8 @@ pub struct Import<'a> {
     pub source: &'a str,
     /// On whose behalf, and how.
     pub options: RewriteOptions<'a>,
+    /// Whether a state is let in that `validate` calls invalid.
+    pub ignore_rules: bool,
     /// Whether the pipeline's own rules let the new state in.
     pub accept: &'a dyn Fn(&Value) -> Result<()>,
 }
@@ -31,13 +39,18 @@ pub struct Import<'a> {
 /// Replaces the state of a pipeline.
 ///
 /// # Errors
-/// `Invalid` when the document is no state of this pipeline, `LeaseHeld` when a live worker is on
-/// it; otherwise as the store fails. Nothing is written then.
+/// `Invalid` when the document is no state of this pipeline or no valid one, `LeaseHeld` when a live
+/// worker is on it; otherwise as the store fails. Nothing is written then.
 pub fn import(store: &StateStore, clock: &Arc<dyn Clock>, import: Import<'_>) -> Result<Rewritten> {
     let pipeline = import.pipeline;
     let mut state = read_state(import.document, pipeline)?;
     detach(&mut state);
-    (import.accept)(&document_of(&state)?)?;
+    let document = document_of(&state)?;
+    if !import.ignore_rules {
+        check_counters(&state)?;
+        judge(&document, pipeline, clock.now())?;
+    }
+    (import.accept)(&document)?;
     let why = format!("from {}", import.source);
     let request = Rewrite {
         pipeline,
@@ -87,7 +100,37 @@ fn read_state(mut document: Value, pipeline: &PipelineName) -> Result<PipelineSt
     if let Some((id, _)) = state.step_states.iter().find(|(id, step)| **id != step.step_id) {
         return Err(invalid(format!("the step under `{id}` has another `step_id`")));
     }
+    if state.run_id.is_empty() {
+        return Err(invalid("the document has an empty `run_id`".to_owned()));
+    }
     Ok(state)
+}
+
+/// Finds counters that would not grow any more.
+fn check_counters(state: &PipelineState) -> Result<()> {
+    let counters = [("version", state.version), ("epoch", state.epoch)];
+    if let Some((name, number)) = counters.into_iter().find(|(_, number)| *number > LARGEST) {
+        return Err(invalid(format!("the `{name}` {number} leaves no room to count on")));
+    }
+    Ok(())
+}
+
+/// Finds what `validate` would find of the state once it is stored.
+fn judge(document: &Value, pipeline: &PipelineName, now: DateTime<Utc>) -> Result<()> {
+    let findings = validate(document, &Context::alone(pipeline, now));
+    let mut errors = findings.iter().filter(|found| found.is_error());
+    let Some(first) = errors.next() else { return Ok(()) };
+    let Finding { rule, field, found, expected, .. } = first;
+    let more = match errors.count() {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    let message = format!("the document breaks the rule `{}`{more}", rule.name());
+    let cause = format!("`{field}` is {found}, and should be {expected}");
+    Err(invalid(message).because(cause).hint(format!(
+        "nothing was changed; mend it, or import it all the same with `--ignore-rules` and mend it with \
+         `oxide_flow state repair {pipeline}`"
+    )))
 }
 
 /// The original program named pipelines freely, such as `Nightly Load`. Such a name cannot be

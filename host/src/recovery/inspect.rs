@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::known_copies::copies_of;
+use super::lost::may_be_lost;
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::{Liveness, Worker, WorkerStatus, liveness};
@@ -82,8 +83,22 @@ pub fn inspect(
     let mut copies = copies_of(store, pipeline, COMPARED)?;
     let state = store.examine_state(pipeline)?;
     let lease = store.examine_lease(pipeline)?;
+    let known = match &lease {
+        ExaminedLease::Whole(lease) => Some(&lease.value),
+        ExaminedLease::Absent | ExaminedLease::Damaged(_) => None,
+    };
+    let mut findings = Vec::new();
     let document = match &state {
-        ExaminedState::Absent => None,
+        ExaminedState::Absent => {
+            let newest = copies.first().map(of_missing);
+            if let Some(missing) = newest
+                && may_be_lost(store, known)?
+            {
+                findings.push(missing);
+                copies = copies_of(store, pipeline, usize::MAX)?;
+            }
+            None
+        }
         ExaminedState::Whole(record) => Some(document_of(&record.state.value)?),
         ExaminedState::Damaged(damaged) => {
             copies = copies_of(store, pipeline, usize::MAX)?;
@@ -91,12 +106,7 @@ pub fn inspect(
         }
     };
     let now = clock.now();
-    let known = match &lease {
-        ExaminedLease::Whole(lease) => Some(&lease.value),
-        ExaminedLease::Absent | ExaminedLease::Damaged(_) => None,
-    };
     let context = Context { pipeline, now, lease: known, copies: &copies };
-    let mut findings = Vec::new();
     if let ExaminedState::Damaged(damaged) = &state {
         findings.extend(of_record(damaged));
     }
@@ -130,6 +140,13 @@ pub(super) fn document_of(state: &PipelineState) -> Result<Value> {
         let message = format!("cannot write the state of `{}` as JSON", state.pipeline_id);
         Error::new(ErrorKind::Internal, message).because(error)
     })
+}
+
+/// A state that is lost, which this is the newest copy of.
+fn of_missing(newest: &KnownCopy) -> Finding {
+    let saved = newest.state.last_heartbeat.format("%Y-%m-%d %H:%M:%S UTC");
+    let expected = format!("a record; {} is of {saved}", newest.source);
+    Finding::of_record(Rule::RecordMissing, "nothing", expected)
 }
 
 /// What is wrong with the record, apart from what is in it.

@@ -12,7 +12,7 @@ use crate::store::StateStore;
 /// before the state was deleted: those are of another life of the pipeline.
 ///
 /// # Errors
-/// As the store fails, but for single copies that are damaged, newer, or sealed with another key.
+/// As the store fails to list them, or when it is away.
 pub fn copies_of(
     store: &StateStore,
     pipeline: &PipelineName,

@@ -10,6 +10,7 @@ mod import;
 mod inspect;
 mod known_copies;
 mod lease_record;
+mod lost;
 mod rekey;
 mod repair;
 mod rescue;
@@ -35,6 +36,7 @@ pub use guard::{Claim, under_lease};
 pub use import::{Import, import, read_document};
 pub use inspect::{Inspection, inspect};
 pub use lease_record::replace_damaged_lease;
+pub use lost::{LostState, find_lost, was_deleted};
 pub use rekey::{RekeyPlan, Rekeyed, plan_rekey, rekey};
 pub use repair::{Remedy, RepairPlan, Way, is_lossless, needs_lease, plan_repair, repair};
 pub use rescue::{

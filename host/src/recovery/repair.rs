@@ -18,13 +18,13 @@ use super::rewrite::{Rewrite, RewriteOptions, Rewritten, detach, rewrite};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::validate::{Context, Cost, Finding, KnownCopy, Repair, mend, shown, validate};
-use crate::model::{Difference, HistoryKind, PipelineState, differences};
+use crate::model::{Difference, HistoryKind, PipelineState, PipelineStatus, differences};
 use crate::store::{ExaminedLease, ExaminedState, StateStore};
 
 /// What to do about a pipeline's state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RepairPlan {
-    /// It is valid, or there is none.
+    /// It is valid, or there is none and none is lost.
     Nothing,
     /// To write this.
     Write(Box<Remedy>),
@@ -75,10 +75,9 @@ impl Way {
 pub fn plan_repair(inspection: &Inspection, now: DateTime<Utc>) -> Result<RepairPlan> {
     let context = inspection.context(now);
     let is_broken = match &inspection.state {
-        ExaminedState::Absent => false,
         ExaminedState::Damaged(_) => true,
         // What is wrong with the lease record is mended by itself, and does not need the state.
-        ExaminedState::Whole(_) => inspection
+        ExaminedState::Whole(_) | ExaminedState::Absent => inspection
             .findings
             .iter()
             .any(|found| found.is_error() && found.repair != Repair::ReplaceLease),
@@ -151,6 +150,9 @@ fn lost_since(copy: &KnownCopy, inspection: &Inspection) -> Vec<String> {
     let (source, version) = (&copy.source, copy.state.version);
     let mut losses = Vec::new();
     let certainty = if inspection.is_verified() { "" } else { ", unverified" };
+    if is_last_save(copy, inspection) {
+        return losses;
+    }
     match &inspection.document {
         Some(document) if is_same_save(document, &copy.state) => return losses,
         Some(document) => {
@@ -177,6 +179,16 @@ fn lost_since(copy: &KnownCopy, inspection: &Inspection) -> Vec<String> {
     }
     losses.insert(0, format!("what was saved after {source} (version {version}, {saved})"));
     losses
+}
+
+/// Whether a copy is certainly the last save of a state that is lost: its worker had ended, which
+/// writes nothing more, and nobody has held the pipeline since.
+fn is_last_save(copy: &KnownCopy, inspection: &Inspection) -> bool {
+    let ExaminedLease::Whole(lease) = &inspection.lease else { return false };
+    matches!(inspection.state, ExaminedState::Absent)
+        && lease.value.is_released()
+        && lease.value.epoch == copy.state.epoch
+        && copy.state.status != PipelineStatus::Running
 }
 
 /// Whether a document seems to be the very save that a state is of. Damage in one place does not

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::back_up;
 use super::guard::{Claim, under_lease};
+use super::lost::what_outdates;
 use super::rewrite::detach;
 use crate::clock::Clock;
 use crate::durable;
@@ -162,7 +163,7 @@ pub fn push(
     let pipeline = &rescued.state.pipeline_id;
     // Before the lease is taken, so that a refusal leaves nothing behind.
     let stored = store.load_state(pipeline)?;
-    check_base(rescued, stored.as_ref(), force)?;
+    check_base(store, rescued, stored.as_ref(), force)?;
     let stored_epoch = stored.map_or(0, |stored| stored.value.epoch);
     let claim = Claim {
         pipeline,
@@ -182,7 +183,7 @@ fn replace(
 ) -> Result<Pushed> {
     // Read again under the lease: what is checked is what is replaced.
     let stored = store.load_state(&rescued.state.pipeline_id)?;
-    let fits = check_base(rescued, stored.as_ref(), force)?;
+    let fits = check_base(store, rescued, stored.as_ref(), force)?;
     let backup_id = match stored.as_ref().filter(|_| !fits) {
         Some(stored) => Some(back_up(store, clock, &stored.value, "before push")?),
         None => None,
@@ -196,26 +197,26 @@ fn replace(
     Ok(Pushed { state, backup_id })
 }
 
-/// Whether the stored state is the one that was to be replaced; an error unless `force`.
+/// Whether the stored state is the one that was to be replaced, or is lost; an error unless `force`.
 fn check_base(
+    store: &StateStore,
     rescued: &Rescued,
     stored: Option<&Versioned<PipelineState>>,
     force: bool,
 ) -> Result<bool> {
     let pipeline: &PipelineName = &rescued.state.pipeline_id;
-    if stored.is_some_and(|stored| rescued.follows(stored)) {
-        return Ok(true);
-    }
+    let found = match stored {
+        Some(stored) if rescued.follows(stored) => None,
+        Some(stored) => {
+            Some(format!("save {} of run {} is stored", stored.value.version, stored.value.run_id))
+        }
+        None => what_outdates(store, rescued)?,
+    };
+    let Some(found) = found else { return Ok(true) };
     if force {
         return Ok(false);
     }
     let base = format!("save {} of run {}", rescued.based_on_save, rescued.state.run_id);
-    let found = match stored {
-        Some(stored) => {
-            format!("save {} of run {} is stored", stored.value.version, stored.value.run_id)
-        }
-        None => "no state is stored".to_owned(),
-    };
     let message = format!("the rescued state of `{pipeline}` follows {base}, but {found}");
     Err(Error::new(ErrorKind::Conflict, message).hint(format!(
         "look at it with `oxide_flow state show {pipeline}`; to replace it all the same, after a \

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::backup::{back_up_record, quarantine};
 use super::guard::{Claim, under_lease};
+use super::known_copies::copies_of;
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::history::{self, Event};
@@ -75,12 +76,12 @@ pub fn rewrite(
     change: impl FnOnce(&ExaminedState) -> Result<Option<PipelineState>>,
 ) -> Result<Option<Rewritten>> {
     let (pipeline, options) = (request.pipeline, request.options);
-    let (stored_epoch, _) = store.examine_state(pipeline)?.counters();
+    let (known_epoch, _) = known_counters(store, pipeline, &store.examine_state(pipeline)?)?;
     let claim = Claim {
         pipeline,
         purpose: request.purpose,
         wait: options.wait,
-        epoch_floor: stored_epoch.max(request.epoch_floor),
+        epoch_floor: known_epoch.max(request.epoch_floor),
     };
     under_lease(store, clock, &claim, |epoch| {
         let stored = store.examine_state(pipeline)?;
@@ -88,8 +89,8 @@ pub fn rewrite(
             return Ok(None);
         };
         let kept = keep_first(store, clock.as_ref(), pipeline, &stored, request.purpose, options)?;
-        let (_, stored_version) = stored.counters();
-        state.version = state.version.max(stored_version);
+        let (_, known_version) = known_counters(store, pipeline, &stored)?;
+        state.version = state.version.max(known_version);
         state.epoch = epoch;
         store.save_state(&mut state, &stored.expected())?;
         history::record(
@@ -106,6 +107,23 @@ pub fn rewrite(
         );
         Ok(Some(Rewritten { state, kept }))
     })
+}
+
+/// How far epoch and version have come, as far as that is certain. Of a state that is damaged or gone
+/// the copies tell.
+fn known_counters(
+    store: &StateStore,
+    pipeline: &PipelineName,
+    stored: &ExaminedState,
+) -> Result<(u64, u64)> {
+    let counters = stored.counters();
+    if stored.whole().is_some() {
+        return Ok(counters);
+    }
+    let copies = copies_of(store, pipeline, usize::MAX)?;
+    Ok(copies.iter().fold(counters, |(epoch, version), copy| {
+        (epoch.max(copy.state.epoch), version.max(copy.state.version))
+    }))
 }
 
 /// Keeps a copy of what a command is about to replace or delete; `None` when there is nothing, or

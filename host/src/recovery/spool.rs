@@ -9,7 +9,8 @@
 //!
 //! Invariants: an entry is whole and on the disk before its checkpoint counts as made; it is removed
 //! only when a newer one of the same worker is on the disk, or the store has it. Replaying is a
-//! compare-and-swap on a state that the same worker saved, and nothing is ever forced.
+//! compare-and-swap on a state that the same worker saved, or, where the state is lost, on there being
+//! none, and nothing is ever forced.
 
 use std::cmp::Ordering;
 use std::io;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use oxiflow_plugin_api::Expected;
 
+use super::lost::what_outdates;
 use super::rescue::{Rescued, read_rescue_file, saved_under_same_lease, seal};
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
@@ -60,6 +62,23 @@ impl Spooled {
         stored.is_some_and(|stored| {
             saved_under_same_lease(mine, &stored.value) && stored.value.version >= mine.version
         })
+    }
+
+    /// Why this state cannot take the place of the stored one; `None` when it can.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub fn conflict_with(
+        &self,
+        store: &StateStore,
+        stored: Option<&Versioned<PipelineState>>,
+    ) -> Result<Option<String>> {
+        // A store that has lost the state, or everything, has nothing newer than this.
+        let Some(stored) = stored else { return what_outdates(store, &self.rescued) };
+        let is_mine = saved_under_same_lease(&self.rescued.state, &stored.value)
+            || self.rescued.follows(stored);
+        let PipelineState { version, run_id, .. } = &stored.value;
+        Ok((!is_mine).then(|| format!("save {version} of run {run_id} is stored")))
     }
 }
 
@@ -142,6 +161,14 @@ impl Spool {
         Ok(self.entries(store, pipeline)?.pop())
     }
 
+    /// Whether nothing of a pipeline is spooled, nor was set aside.
+    ///
+    /// # Errors
+    /// `Io` when the folder cannot be read.
+    pub fn is_empty(&self, pipeline: &PipelineName) -> Result<bool> {
+        Ok(self.files_of(pipeline, ENTRY)?.is_empty() && self.conflicts(pipeline)?.is_empty())
+    }
+
     /// The files of a pipeline that were set aside.
     ///
     /// # Errors
@@ -214,36 +241,32 @@ fn settle(store: &StateStore, entry: &Spooled) -> Result<Settled> {
     let pipeline = &spooled.pipeline_id;
     loop {
         let stored = store.load_state(pipeline)?;
-        let mine = stored.as_ref().filter(|stored| {
-            saved_under_same_lease(spooled, &stored.value) || entry.rescued.follows(stored)
-        });
-        let Some(mine) = mine else {
-            let found = match &stored {
-                Some(stored) => {
-                    format!(
-                        "save {} of run {} is stored",
-                        stored.value.version, stored.value.run_id
-                    )
-                }
-                None => "no state is stored".to_owned(),
-            };
+        if let Some(found) = entry.conflict_with(store, stored.as_ref())? {
             let kept = set_aside(&entry.file)?;
             tracing::warn!(
                 target: "oxide_flow::state", %pipeline, version = spooled.version, found,
                 file = %kept.display(), "Spooled state conflicts; kept aside"
             );
             return Ok(Settled::SetAside(kept, found));
-        };
-        match mine.value.version.cmp(&spooled.version) {
-            Ordering::Less => {}
+        }
+        let order = stored.as_ref().map(|mine| mine.value.version.cmp(&spooled.version));
+        match order {
+            None => tracing::error!(
+                target: "oxide_flow::state", %pipeline, action = "spooled state put back",
+                "State loss detected"
+            ),
+            Some(Ordering::Less) => {}
             // The save that was spooled because its answer was lost, or a replay that was cut short.
-            Ordering::Equal => return Ok(Settled::Replayed(Box::new(mine.value.clone()))),
-            Ordering::Greater => return Ok(Settled::WasStored),
+            Some(Ordering::Equal) => {
+                return Ok(Settled::Replayed(Box::new(spooled.clone())));
+            }
+            Some(Ordering::Greater) => return Ok(Settled::WasStored),
         }
         let mut state = spooled.clone();
         // It was counted when it was spooled.
         state.version -= 1;
-        match store.save_state(&mut state, &Expected::Version(mine.version)) {
+        let expected = Expected::from(stored.map(|mine| mine.version));
+        match store.save_state(&mut state, &expected) {
             Ok(_) => {
                 tracing::info!(
                     target: "oxide_flow::state", %pipeline, version = state.version,

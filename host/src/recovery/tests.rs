@@ -1,6 +1,7 @@
 //! Backups, restore, retention and deletion over a store in memory, with time in the test's hand.
 
 mod deletion;
+mod lost;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -118,11 +119,19 @@ impl World {
     }
 
     fn delete(&self, without_copy: bool) -> crate::error::Result<Option<Deleted>> {
+        self.delete_with(without_copy, &OPTIONS)
+    }
+
+    fn delete_with(
+        &self,
+        without_copy: bool,
+        options: &RewriteOptions<'_>,
+    ) -> crate::error::Result<Option<Deleted>> {
         let deletion = Deletion {
             pipeline: &self.pipeline,
             purpose: "delete",
             why: "by hand",
-            options: &OPTIONS,
+            options,
             without_copy,
             with_copies: false,
             upkeep: &UPKEEP,
@@ -170,15 +179,21 @@ fn latest_is_the_newest_backup_that_verifies_and_newer_ones_are_told() {
 }
 
 #[test]
-fn what_cannot_be_judged_is_an_error_and_not_passed_over() {
+fn a_backup_that_cannot_be_read_hides_no_other_and_none_is_removed_for_it() {
     let world = World::new();
     world.save("c1");
-    world.back_up("manual");
+    let older = world.back_up("manual");
     world.go_to(HOUR);
-    world.back_up("manual");
-    let newest = world.shelf.keys("backup/").pop();
-    world.shelf.put_away(newest.as_deref());
-    assert_eq!(world.find(WhichCopy::Latest).unwrap_err().kind(), ErrorKind::Denied);
+    let newest = world.back_up("manual");
+    world.shelf.put_away(world.shelf.keys("backup/").pop().as_deref());
+    let found = world.find(WhichCopy::Latest).unwrap();
+    assert_eq!(found.place, CopyPlace::Backup(older));
+    let [(skipped, error)] = &found.skipped[..] else { panic!("{:?}", found.skipped) };
+    assert_eq!((skipped, error.kind()), (&CopyPlace::Backup(newest), ErrorKind::Denied));
+    let examined = examine_backups(&world.store, &world.pipeline).unwrap();
+    let readable: Vec<_> = examined.iter().map(|found| found.backup.is_ok()).collect();
+    assert_eq!(readable, [false, true]);
+    assert_eq!(inspect(&world.store, world.clock.as_ref(), &world.pipeline).unwrap().errors(), 0);
     world.go_to(1000 * HOUR);
     let (now, retention) = (world.clock.now(), UPKEEP.retention);
     let pruned = prune_backups(&world.store, &world.pipeline, retention, now, false);

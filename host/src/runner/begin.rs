@@ -10,12 +10,63 @@ use super::session::{Begin, RunRequest};
 use crate::clock::Clock;
 use crate::error::{ErrorKind, Result};
 use crate::model::{PipelineState, StepState};
-use crate::recovery::{self, Settled, replay};
+use crate::recovery::{self, Settled, find_lost, replay, was_deleted};
 use crate::store::{ExaminedState, StateStore};
 
+/// What is known of a pipeline before its lease is taken.
+pub(super) struct Ahead {
+    /// The lease gets a greater epoch than this.
+    pub epoch_floor: u64,
+    /// Whether there is no state since somebody deleted it.
+    is_deleted: bool,
+}
+
+/// Looks whether a run may begin, before anything is changed.
+///
+/// # Errors
+/// `Corrupt` when the state is damaged, in the store or in the spool, or lost, unless the run starts
+/// over; otherwise as the store fails.
+pub(super) fn look_ahead(store: &StateStore, request: &RunRequest) -> Result<Ahead> {
+    let pipeline = &request.pipeline;
+    let examined = if request.fresh {
+        store.examine_state(pipeline)?
+    } else {
+        let record = store.load_state_record(pipeline)?;
+        record.map_or(ExaminedState::Absent, |record| ExaminedState::Whole(Box::new(record)))
+    };
+    let (epoch_floor, _) = examined.counters();
+    let spool = &request.fallback.spool;
+    let spooled = if request.fresh { Vec::new() } else { spool.entries(store, pipeline)? };
+    if !matches!(examined, ExaminedState::Absent) {
+        return Ok(Ahead { epoch_floor, is_deleted: false });
+    }
+    let is_deleted = was_deleted(store, pipeline)?;
+    let newest = spooled.last().filter(|_| !is_deleted);
+    // The lease, and what it says of epochs, may be lost too.
+    let mut epoch_floor = newest.map_or(0, |spooled| spooled.rescued.state.epoch);
+    if let Some(lost) = find_lost(store, pipeline)? {
+        let is_spooled = match newest {
+            Some(spooled) => spooled.conflict_with(store, None)?.is_none(),
+            None => false,
+        };
+        if !(request.fresh || is_spooled) {
+            return Err(lost.to_error());
+        }
+        epoch_floor = epoch_floor.max(lost.newest.state.epoch);
+    }
+    Ok(Ahead { epoch_floor, is_deleted })
+}
+
 /// Deals with what earlier runs spooled. A run that starts over is not kept from it by damage.
-pub(super) fn settle_spool(store: &StateStore, request: &RunRequest) -> Result<Vec<Settled>> {
+pub(super) fn settle_spool(
+    store: &StateStore,
+    request: &RunRequest,
+    ahead: &Ahead,
+) -> Result<Vec<Settled>> {
     let (spool, pipeline) = (&request.fallback.spool, &request.pipeline);
+    if ahead.is_deleted {
+        return spool.give_up(pipeline, "the state was deleted");
+    }
     match replay(store, spool, pipeline) {
         Err(error) if request.fresh && error.kind() == ErrorKind::Corrupt => {
             spool.give_up(pipeline, &crate::error::chain(&error))

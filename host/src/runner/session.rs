@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use oxiflow_plugin_api::{Expected, Version};
 
-use super::begin::{settle_spool, take_on};
+use super::begin::{look_ahead, settle_spool, take_on};
 use super::care::SelfCare;
 use super::degraded::{Degraded, Fallback};
 use super::relocation::Mirror;
@@ -24,7 +24,7 @@ use crate::model::{
     PipelineStatus, RequestKind,
 };
 use crate::recovery::{Rescued, RoomScope, Settled, Upkeep, make_room, write_rescue_file};
-use crate::store::StateStore;
+use crate::store::{ExaminedState, StateStore};
 
 /// What a run needs to begin.
 pub struct RunRequest {
@@ -106,8 +106,8 @@ impl Run {
     ///
     /// # Errors
     /// `LeaseHeld` when another worker runs the pipeline, `Corrupt` when its state is damaged, also
-    /// one in the spool, unless the run starts over: then the damaged bytes are quarantined, and
-    /// the spooled state is kept aside. Otherwise as the store fails.
+    /// one in the spool, or lost, unless the run starts over: then the damaged bytes are quarantined,
+    /// and the spooled state is kept aside. Otherwise as the store fails.
     pub fn begin(
         store: &StateStore,
         clock: &Arc<dyn Clock>,
@@ -117,16 +117,8 @@ impl Run {
         on_event: impl Fn(LeaseEvent) + Send + Sync + 'static,
     ) -> Result<Begun> {
         let pipeline = &request.pipeline;
-        // A damaged state is found before the lease is taken, so that nothing is left behind.
-        let epoch_floor = if request.fresh {
-            store.examine_state(pipeline)?.counters().0
-        } else {
-            store.load_state(pipeline)?.map_or(0, |state| state.value.epoch)
-        };
-        let spool = &request.fallback.spool;
-        if !request.fresh {
-            spool.entries(store, pipeline)?;
-        }
+        // A damaged or lost state is found before the lease is taken, so that nothing is left behind.
+        let ahead = look_ahead(store, request)?;
         let acquired = acquire(
             store,
             clock.as_ref(),
@@ -136,7 +128,7 @@ impl Run {
                 purpose: "run",
                 ttl: request.lease_ttl,
                 wait: request.wait,
-                epoch_floor,
+                epoch_floor: ahead.epoch_floor,
                 on_wait,
             },
         )?;
@@ -149,7 +141,7 @@ impl Run {
         if let Some(takeover) = &acquired.takeover {
             after_takeover(takeover);
         }
-        let begun = settle_spool(store, request).and_then(|settled| {
+        let begun = settle_spool(store, request, &ahead).and_then(|settled| {
             let replayed = settled.iter().any(|settled| matches!(settled, Settled::Replayed(_)));
             let taken_on = take_on(store, clock.as_ref(), request, epoch, replayed)?;
             let (store, clock) = (store.clone(), Arc::clone(clock));
@@ -302,8 +294,11 @@ impl Run {
     pub fn rescue(&mut self, error: Error) -> Error {
         let others = matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Fenced);
         let lost = self.lease.as_ref().and_then(HeldLease::lost);
-        match lost {
+        // A save may find out before the heartbeat does.
+        match lost.or_else(|| if others { self.usurper() } else { None }) {
             Some(LostReason::Expired { .. }) => {}
+            // Its record and the state are gone: nobody took over, and this is all that is left.
+            Some(LostReason::Released) if self.is_absent() => return self.rescue_file(error),
             // Nobody has it; what is spooled may still fit.
             Some(LostReason::Released) => return self.where_it_is(error),
             _ if others => return self.give_way(error),
@@ -364,21 +359,65 @@ impl Run {
             let (expected, timeout) = (Expected::Version(self.version), self.save_timeout());
             match self.store.save_state_within(&mut self.state, &expected, timeout) {
                 Ok(version) => {
-                    self.version = version;
-                    self.saved = self.clock.monotonic();
-                    self.dirty = false;
-                    self.follow_in_mirror();
-                    self.recovered();
+                    self.is_saved(version);
                     return Ok(());
                 }
                 Err(error) if error.kind() == ErrorKind::Conflict => {
-                    if !self.adopt_own_save()? {
+                    if self.adopt_own_save()? {
+                        continue;
+                    }
+                    if !self.is_gone()? {
                         return Err(self.explain(error));
                     }
+                    let version = self.put_back(timeout)?;
+                    self.is_saved(version);
+                    return Ok(());
                 }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    fn is_saved(&mut self, version: Version) {
+        self.version = version;
+        self.saved = self.clock.monotonic();
+        self.dirty = false;
+        self.follow_in_mirror();
+        self.recovered();
+    }
+
+    /// Whether nothing is stored any more though nobody had the pipeline who might have deleted it.
+    /// In this order: the lease was this worker's when the state was gone already.
+    fn is_gone(&self) -> Result<bool> {
+        let stored = self.store.examine_state(&self.state.pipeline_id)?;
+        let Some(lease) = self.lease.as_ref().filter(|_| matches!(stored, ExaminedState::Absent))
+        else {
+            return Ok(false);
+        };
+        Ok(lease.look_for_usurper()?.is_none())
+    }
+
+    /// Stores a state again that is gone from the store. A worker that was suspended before it did
+    /// may have been taken over, and the state deleted, so what it put there is taken away again.
+    fn put_back(&mut self, timeout: Duration) -> Result<Version> {
+        let version = self.store.save_state_within(&mut self.state, &Expected::Absent, timeout)?;
+        let pipeline = &self.state.pipeline_id;
+        let usurper = self.lease.as_ref().map(HeldLease::look_for_usurper).transpose()?.flatten();
+        if let Some(lost) = usurper {
+            self.store.delete_state(pipeline, &Expected::Version(version))?;
+            return Err(lost.to_error(pipeline));
+        }
+        tracing::warn!(
+            target: "oxide_flow::state", %pipeline,
+            "State loss detected; the run that holds the pipeline has stored it again"
+        );
+        Ok(version)
+    }
+
+    /// Whether the store answers that it has no state of this pipeline.
+    fn is_absent(&self) -> bool {
+        let stored = self.store.examine_state(&self.state.pipeline_id);
+        matches!(stored, Ok(ExaminedState::Absent))
     }
 
     /// The run ended well: saves that and releases the lease.
@@ -470,15 +509,19 @@ impl Run {
 
     /// A save conflicted: names the worker that took over.
     fn explain(&self, conflict: Error) -> Error {
-        let usurper = self.lease.as_ref().map(HeldLease::look_for_usurper);
-        match usurper {
-            Some(Ok(Some(lost))) => lost.to_error(&self.state.pipeline_id).because(conflict),
-            Some(Err(error)) => {
-                tracing::warn!(%error, "cannot read who took the pipeline over");
-                conflict
-            }
-            _ => conflict,
+        match self.usurper() {
+            Some(lost) => lost.to_error(&self.state.pipeline_id).because(conflict),
+            None => conflict,
         }
+    }
+
+    /// How the lease was lost, by what is stored now; `None` also when that cannot be read.
+    fn usurper(&self) -> Option<LostReason> {
+        let usurper = self.lease.as_ref().map(HeldLease::look_for_usurper).transpose();
+        usurper.map(Option::flatten).unwrap_or_else(|error| {
+            tracing::warn!(%error, "cannot read who took the pipeline over");
+            None
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use oxiflow_plugin_api::Expected;
 
 use super::{AUXILIARY_SCHEMA, StateStore, keys, with_state};
-use crate::error::Result;
+use crate::error::{Result, chain};
 use crate::model::{Backup, PipelineName, Quarantined};
 
 /// A copy as the storage lists it, without reading it.
@@ -55,6 +55,26 @@ impl StateStore {
     pub fn list_backups(&self, pipeline: &PipelineName) -> Result<Vec<ListedBackup>> {
         self.list_copies(&keys::backup(pipeline, ""))
             .map_err(|error| error.while_doing(format!("cannot list the backups of `{pipeline}`")))
+    }
+
+    /// The command that goes back to the newest copy of a pipeline's state, as it is listed; `None`
+    /// when there is none, or when that cannot be told.
+    #[must_use]
+    pub fn way_back(&self, pipeline: &PipelineName) -> Option<String> {
+        let found = |listed: Result<usize>| {
+            listed.unwrap_or_else(|error| {
+                tracing::debug!(%pipeline, error = chain(&error), "cannot look for copies");
+                0
+            })
+        };
+        let copy = if found(self.list_backups(pipeline).map(|listed| listed.len())) > 0 {
+            "--backup latest"
+        } else if found(self.history_ids(pipeline).map(|ids| ids.len())) > 0 {
+            "--at 0s"
+        } else {
+            return None;
+        };
+        Some(format!("oxide_flow state restore {pipeline} {copy}"))
     }
 
     /// Deletes backups, and says how many were there.

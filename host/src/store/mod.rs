@@ -125,11 +125,11 @@ impl StateStore {
             if error.kind() == ErrorKind::Corrupt {
                 tracing::error!(target: "oxide_flow::state", %pipeline, "State corruption detected");
             }
-            with_remedy(error.while_doing(what()), pipeline)
+            self.with_remedy(error.while_doing(what()), pipeline)
         })?;
         if let Some(record) = &loaded {
             check_subject(&record.state.value, pipeline)
-                .map_err(|error| with_remedy(error.while_doing(what()), pipeline))?;
+                .map_err(|error| self.with_remedy(error.while_doing(what()), pipeline))?;
             let duration_ms = milliseconds(started);
             tracing::info!(target: "oxide_flow::state", %pipeline, duration_ms, "State loaded");
         }
@@ -333,6 +333,20 @@ impl StateStore {
         Call::within(left.map_or(OPERATION_TIMEOUT, |left| left.min(OPERATION_TIMEOUT)))
     }
 
+    /// What to do about a damaged state.
+    fn with_remedy(&self, error: Error, pipeline: &PipelineName) -> Error {
+        if error.kind() != ErrorKind::Corrupt {
+            return error;
+        }
+        let back = self.way_back(pipeline);
+        let back =
+            back.map_or_else(String::new, |command| format!(", or go back with `{command}`"));
+        error.hint(format!(
+            "see what is wrong with `oxide_flow state validate {pipeline}`, then mend it with \
+             `oxide_flow state repair {pipeline}`{back}"
+        ))
+    }
+
     fn load<T: DeserializeOwned>(&self, key: &str, schema: u32) -> Result<Option<Versioned<T>>> {
         self.load_by(&self.call(), key, schema)
     }
@@ -467,18 +481,6 @@ fn with_state<T: DeserializeOwned>(mut document: Value, what: &str) -> Result<T>
     }
     serde_json::from_value(document)
         .map_err(|error| wrong(Error::new(ErrorKind::Invalid, "it does not read").because(error)))
-}
-
-/// What to do about a damaged state.
-fn with_remedy(error: Error, pipeline: &PipelineName) -> Error {
-    if error.kind() != ErrorKind::Corrupt {
-        return error;
-    }
-    error.hint(format!(
-        "see what is wrong with `oxide_flow state validate {pipeline}`, then mend it with \
-         `oxide_flow state repair {pipeline}`, or go back with `oxide_flow state restore {pipeline} \
-         --backup latest`"
-    ))
 }
 
 /// A state must be about the pipeline it is stored for.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     AUXILIARY_SCHEMA, StateStore, Versioned, body_of, check_subject, keys, milliseconds, parse,
-    state_record, with_remedy,
+    state_record,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::Record;
@@ -66,7 +66,7 @@ impl StateStore {
                 tracing::error!(target: "oxide_flow::state", %pipeline, "State corruption detected");
             }
             let what = format!("cannot load the state of pipeline `{pipeline}`");
-            with_remedy(error.while_doing(what), pipeline)
+            self.with_remedy(error.while_doing(what), pipeline)
         })?;
         Ok(read.map(|kept| {
             let duration_ms = milliseconds(started);

@@ -44,6 +44,12 @@ impl FileConfig {
         if state_dir.is_empty() || state_dir.contains(&0) {
             return Err(BackendError::invalid("option `state_dir`: not a path"));
         }
+        // Shells expand it, and a folder of this name is never meant.
+        if state_dir == b"~" || state_dir.starts_with(b"~/") {
+            return Err(BackendError::invalid(
+                "option `state_dir`: `~` does not stand for a home here; write `${HOME}`",
+            ));
+        }
         if options.max_value_bytes < MIN_MAX_VALUE_BYTES as u64 {
             return Err(BackendError::invalid(format!(
                 "option `max_value_bytes`: at least {MIN_MAX_VALUE_BYTES}"
@@ -117,6 +123,7 @@ mod tests {
         for (json, start) in [
             (r#"{"state_dir": ""}"#, "option `state_dir`: not a path"),
             (r#"{"state_dir": "a\u0000b"}"#, "option `state_dir`: not a path"),
+            (r#"{"state_dir": "~/x"}"#, "option `state_dir`: `~` does not stand"),
             (r#"{"state_dir": 7}"#, "option `state_dir`: invalid type"),
             (r#"{"lock_timeout": "soon"}"#, "option `lock_timeout`: not a duration"),
             (r#"{"lock_timeout": 30}"#, "option `lock_timeout`: invalid type"),

@@ -61,7 +61,7 @@ Example:
         /// The file, in any format of `state export`; `-` for standard input
         #[arg(long, short, value_name = "FILE")]
         file: PathBuf,
-        /// Import it although it breaks a rule of the pipeline's file
+        /// Import it although it breaks rules, of the pipeline's file or of `state validate`
         #[arg(long)]
         ignore_rules: bool,
         /// Do not ask

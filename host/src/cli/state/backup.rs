@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::app::App;
 use crate::cli::args::BackupArgs;
 use crate::cli::exit;
+use crate::cli::stale::tell_unsaved_of;
 use crate::cli::ui::{Ui, number_of};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::{PipelineName, PipelineState};
@@ -29,6 +30,7 @@ struct BackedUp<'a> {
 
 pub(super) fn run(app: &App, args: &BackupArgs, ui: &Ui) -> Result<ExitCode> {
     let BackupArgs { pipeline, reason, .. } = args;
+    tell_unsaved_of(app, pipeline, ui)?;
     let clock = app.clock.as_ref();
     let upkeep = Upkeep::from(&app.config.state);
     let keep = || back_up_now(&app.store, clock, pipeline, reason);

@@ -69,6 +69,7 @@ struct Cleanup<'a> {
 }
 
 pub(super) fn run(app: &App, args: &CleanupArgs, ui: &Ui) -> Result<ExitCode> {
+    args.pipeline.iter().try_for_each(|pipeline| super::check_known(app, pipeline))?;
     let mut upkeep = Upkeep::from(&app.config.state);
     if let Some(max_age) = args.older_than {
         upkeep.retention = Retention { max_age, ..upkeep.retention };
@@ -145,9 +146,11 @@ impl Cleanup<'_> {
             ExaminedState::Whole(record) => record,
             ExaminedState::Damaged(damaged) => {
                 let message = format!("the state of `{pipeline}` is damaged, and stays");
+                let back = app.store.way_back(pipeline);
+                let back = back.map_or_else(String::new, |command| format!(", `{command}`"));
                 return Err(damaged.error.while_doing(message).hint(format!(
-                    "`oxide_flow state restore {pipeline} --backup latest`, or `oxide_flow state \
-                     delete {pipeline}`"
+                    "`oxide_flow state repair {pipeline}`{back}, or `oxide_flow state delete \
+                     {pipeline}`"
                 )));
             }
         };

@@ -36,6 +36,7 @@ pub(super) fn run(
     json: bool,
     ui: &Ui,
 ) -> Result<ExitCode> {
+    pipeline.map_or(Ok(()), |pipeline| super::check_known(app, pipeline))?;
     let Workers { mut workers, mut unreadable } = workers(&app.store, app.clock.as_ref())?;
     let wanted = |name: &PipelineName| pipeline.is_none_or(|pipeline| pipeline == name);
     workers.retain(|worker| wanted(&worker.lease.pipeline_id) && worker.status.may_live());

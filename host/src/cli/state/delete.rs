@@ -8,7 +8,7 @@ use crate::cli::args::DeleteArgs;
 use crate::cli::ui::{Ui, number_of, time};
 use crate::cli::whoami;
 use crate::error::{Error, ErrorKind, Result, chain};
-use crate::recovery::{Deletion, Kept, Upkeep, delete, pipelines_with_copies};
+use crate::recovery::{Deletion, Kept, Upkeep, delete, find_lost, pipelines_with_copies};
 use crate::store::ExaminedState;
 
 pub(super) fn run(app: &App, args: &DeleteArgs, ui: &Ui) -> Result<ExitCode> {
@@ -32,6 +32,10 @@ pub(super) fn run(app: &App, args: &DeleteArgs, ui: &Ui) -> Result<ExitCode> {
         // Its copies may be left.
         ExaminedState::Absent
             if args.backups && pipelines_with_copies(&app.store)?.contains(pipeline) => {}
+        ExaminedState::Absent if find_lost(&app.store, pipeline)?.is_some() => {
+            ui.warning(&format!("the state of `{pipeline}` is lost"));
+            ui.aside("from now on it counts as deleted; its copies stay");
+        }
         ExaminedState::Absent => {
             return Err(Error::new(
                 ErrorKind::NotFound,

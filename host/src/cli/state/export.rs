@@ -8,6 +8,7 @@ use base64ct::{Base64, Encoding};
 
 use super::existing_state;
 use crate::app::App;
+use crate::cli::stale::tell_unsaved_of;
 use crate::cli::ui::{self, Ui};
 use crate::durable;
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +22,7 @@ pub(super) fn run(
     output: Option<&Path>,
     ui: &Ui,
 ) -> Result<ExitCode> {
+    tell_unsaved_of(app, pipeline, ui)?;
     let state = existing_state(app, pipeline)?;
     let json = serde_json::to_vec(&state).map_err(|error| {
         let message = format!("cannot write the state of pipeline `{pipeline}`");

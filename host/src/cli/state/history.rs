@@ -41,13 +41,15 @@ pub(super) fn run(
         let rows: Result<Vec<Value>> =
             records.iter().map(|(id, record)| history_document(id, record)).collect();
         ui.json("state-history", &rows?)?;
-    } else if records.is_empty() {
+    } else if ids.is_empty() {
         ui.aside(&format!("pipeline `{pipeline}` has no history"));
     } else {
         let shown = records.len();
-        let rows = records.iter().map(|(id, record)| row(app, id, record)).collect();
+        let rows: Vec<_> = records.iter().map(|(id, record)| row(app, id, record)).collect();
         let header = ["ID", "AT", "KIND", "STATUS", "RECORDS", "FAILED", "VERSION", "WHO", "WHY"];
-        ui.table(&header, rows);
+        if !rows.is_empty() {
+            ui.table(&header, rows);
+        }
         if shown < ids.len() {
             let all = number_of(ids.len() as u64, "record");
             ui.aside(&format!("{all} in all; `--limit {}` shows them", ids.len()));

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::app::App;
+use crate::cli::stale::tell_overtaken;
 use crate::cli::ui::{Ui, number_of};
 use crate::cli::{read_file, whoami};
 use crate::error::{Error, ErrorKind, Result, chain};
@@ -15,7 +16,7 @@ use crate::rules::{self, Violation};
 
 /// What goes beside the file.
 pub(super) struct How {
-    /// Whether the pipeline's own rules do not count.
+    /// Whether rules do not count, the pipeline's own and those of `state validate`.
     pub(super) ignore_rules: bool,
     /// Whether nobody is asked.
     pub(super) yes: bool,
@@ -41,6 +42,7 @@ pub(super) fn run(
         return Err(Error::new(ErrorKind::Invalid, message)
             .hint("export one with `oxide_flow state export` to see what it looks like"));
     }
+    tell_overtaken(app, pipeline, ui)?;
     if super::tell_what_is_replaced(app, pipeline, ui)? {
         confirm(how.yes, ui, &format!("Replace the state of `{pipeline}`?"))?;
     }
@@ -51,7 +53,9 @@ pub(super) fn run(
         let violations = rules::check(&rules, pipeline, state, &app.config.project_dir)?;
         accept(pipeline, &violations, how, ui)
     };
-    let request = Import { pipeline, document, source: &shown, options, accept: &accept };
+    let ignore_rules = how.ignore_rules;
+    let request =
+        Import { pipeline, document, source: &shown, options, ignore_rules, accept: &accept };
     let imported = import(&app.store, &app.clock, request)?;
     super::tell_kept(imported.kept.as_ref(), ui);
     let state = &imported.state;

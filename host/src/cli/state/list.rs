@@ -10,15 +10,16 @@ use crate::cli::args::StateListArgs;
 use crate::cli::exit;
 use crate::cli::stale::{tell_outage, tell_unsaved};
 use crate::cli::ui::{Ui, count, seconds};
+use crate::config::list_pipelines;
 use crate::error::{ErrorKind, Result, chain};
 use crate::lease::Worker;
 use crate::model::{PipelineName, PipelineState, PipelineStatus};
-use crate::recovery::Spool;
+use crate::recovery::{LostState, Spool, find_lost};
 use crate::view::{PipelineRow, effective_status, lease_of};
 
 pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> {
     let spool = app.spool();
-    let (pipelines, outage) = match app.store.pipelines() {
+    let (pipelines, outage) = match known_pipelines(app) {
         Err(outage) if outage.is_outage() => (spool.pipelines()?, Some(outage)),
         found => (found?, None),
     };
@@ -32,16 +33,20 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
     }
     let filtered = args.active || args.failed || args.completed;
     let mut rows = Vec::new();
-    let mut corrupt = false;
+    let (mut corrupt, mut unreadable) = (false, false);
     for pipeline in pipelines {
         let found = match &outage {
             None => look(app, &pipeline),
             Some(_) => look_into_spool(app, &spool, &pipeline),
         };
         match found {
-            // Deleted since it was listed.
-            Ok(None) => {}
-            Ok(Some(found)) => {
+            Ok(Seen::Nothing) => {}
+            Ok(Seen::Lost(lost)) => {
+                corrupt = true;
+                let row = PipelineRow::unreadable(&pipeline, &lost.to_error());
+                rows.push(PipelineRow { status: "lost".to_owned(), ..row });
+            }
+            Ok(Seen::There(found)) => {
                 let (status, running) = (found.state.status, found.is_running());
                 let wanted = (args.active && running)
                     || (args.failed && status == PipelineStatus::Failed)
@@ -52,6 +57,7 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
             }
             Err(error) => {
                 corrupt |= error.kind() == ErrorKind::Corrupt;
+                unreadable = true;
                 rows.push(PipelineRow::unreadable(&pipeline, &error));
             }
         }
@@ -59,6 +65,7 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
     let code = match outage {
         _ if corrupt => exit::CORRUPT,
         Some(_) => exit::FAILED,
+        None if unreadable => exit::FAILED,
         None => 0,
     };
     if args.json {
@@ -69,6 +76,19 @@ pub(super) fn run(app: &App, args: &StateListArgs, ui: &Ui) -> Result<ExitCode> 
         print(app, rows, ui);
     }
     Ok(ExitCode::from(code))
+}
+
+/// The pipelines that have a state, and those that may have lost it: they were held, or have a file.
+fn known_pipelines(app: &App) -> Result<Vec<PipelineName>> {
+    let mut pipelines = app.store.pipelines()?;
+    pipelines.extend(app.store.leased_pipelines()?);
+    match list_pipelines(&app.config) {
+        Ok(files) => pipelines.extend(files.into_iter().filter_map(|file| file.name.parse().ok())),
+        Err(error) => tracing::debug!(%error, "not looking for lost states of other pipelines"),
+    }
+    pipelines.sort_unstable();
+    pipelines.dedup();
+    Ok(pipelines)
 }
 
 /// Says of all pipelines what is spooled on this machine and not in the store.
@@ -83,6 +103,14 @@ fn tell_all_unsaved(app: &App, spool: &Spool, ui: &Ui) -> Result<()> {
     Ok(())
 }
 
+/// What was seen of a pipeline.
+enum Seen {
+    /// It was deleted, or has not run.
+    Nothing,
+    Lost(Box<LostState>),
+    There(Box<Found>),
+}
+
 /// A state, and its lease.
 struct Found {
     state: PipelineState,
@@ -90,20 +118,22 @@ struct Found {
     stale_since: Option<DateTime<Utc>>,
 }
 
-fn look(app: &App, pipeline: &PipelineName) -> Result<Option<Found>> {
+fn look(app: &App, pipeline: &PipelineName) -> Result<Seen> {
     let Some(state) = app.store.load_state(pipeline)? else {
-        return Ok(None);
+        return Ok(find_lost(&app.store, pipeline)?
+            .map_or(Seen::Nothing, |lost| Seen::Lost(Box::new(lost))));
     };
     let lease = lease_of(&app.store, app.clock.as_ref(), pipeline)?;
-    Ok(Some(Found { state: state.value, lease, stale_since: None }))
+    Ok(Seen::There(Box::new(Found { state: state.value, lease, stale_since: None })))
 }
 
-fn look_into_spool(app: &App, spool: &Spool, pipeline: &PipelineName) -> Result<Option<Found>> {
+fn look_into_spool(app: &App, spool: &Spool, pipeline: &PipelineName) -> Result<Seen> {
     let newest = spool.newest(&app.store, pipeline)?;
-    Ok(newest.map(|spooled| {
+    Ok(newest.map_or(Seen::Nothing, |spooled| {
         let (rescued, now) = (spooled.rescued, app.clock.now());
         let lease = rescued.lease.map(|lease| Worker::of(lease, now));
-        Found { state: rescued.state, lease, stale_since: Some(rescued.rescued_at) }
+        let stale_since = Some(rescued.rescued_at);
+        Seen::There(Box::new(Found { state: rescued.state, lease, stale_since }))
     }))
 }
 

@@ -10,7 +10,7 @@ use super::size;
 use crate::app::App;
 use crate::cli::exit;
 use crate::cli::ui::{Ui, count, time};
-use crate::error::{ErrorKind, Result, chain};
+use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::PipelineName;
 use crate::recovery::{ExaminedBackup, examine_backups};
 use crate::store::ListedBackup;
@@ -40,7 +40,12 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
     }
     // Ids begin with their time.
     rows.sort_by(|a, b| b.id.cmp(&a.id));
-    let damaged = rows.iter().any(|row| row.check == "damaged");
+    let any = |check: &str| rows.iter().any(|row| row.check == check);
+    let code = match any("damaged") {
+        true => exit::CORRUPT,
+        false if any("unreadable") => exit::FAILED,
+        false => 0,
+    };
     if json {
         ui.json("state-backups", &rows)?;
     } else if rows.is_empty() {
@@ -52,7 +57,7 @@ pub(super) fn run(app: &App, pipeline: &PipelineName, json: bool, ui: &Ui) -> Re
     for error in rows.iter().filter_map(|row| row.error.as_ref()) {
         ui.warning(error);
     }
-    Ok(ExitCode::from(if damaged { exit::CORRUPT } else { 0 }))
+    Ok(ExitCode::from(code))
 }
 
 fn backup_row(examined: ExaminedBackup) -> Row {
@@ -74,12 +79,15 @@ fn backup_row(examined: ExaminedBackup) -> Row {
             row.records_processed = Some(backup.state.records_processed);
         }
         Err(error) => {
-            let is_damaged = error.kind() == ErrorKind::Corrupt;
-            row.check = if is_damaged { "damaged" } else { "unreadable" };
+            row.check = check_of(&error);
             row.error = Some(chain(&error));
         }
     }
     row
+}
+
+fn check_of(error: &Error) -> &'static str {
+    if error.kind() == ErrorKind::Corrupt { "damaged" } else { "unreadable" }
 }
 
 /// Quarantined bytes are damaged by nature; when the record that keeps them is, that is an error.
@@ -101,11 +109,11 @@ fn quarantined_row(app: &App, pipeline: &PipelineName, listed: ListedBackup) -> 
         }
         // Removed since it was listed.
         Ok(None) => {}
-        Err(error) if error.kind() == ErrorKind::Corrupt => {
-            row.check = "damaged";
+        Err(error) if error.is_outage() => return Err(error),
+        Err(error) => {
+            row.check = check_of(&error);
             row.error = Some(chain(&error));
         }
-        Err(error) => return Err(error),
     }
     Ok(row)
 }

@@ -15,6 +15,11 @@ pub(super) fn run(app: &App, args: &LockArgs, ui: &Ui) -> Result<ExitCode> {
     if args.ttl < Duration::from_secs(1) {
         return Err(Error::new(ErrorKind::Usage, "a lock lasts at least one second"));
     }
+    // It may be locked ahead of its first run.
+    match super::check_known(app, pipeline) {
+        Err(error) if error.kind() == ErrorKind::NotFound => ui.warning(&error.to_string()),
+        known => known?,
+    }
     let clock = app.clock.as_ref();
     let lock = lock(&app.store, clock, pipeline, &args.reason, args.ttl, args.wait)?;
     if args.json {

@@ -39,8 +39,8 @@ use crate::config::{Rule, has_file, load_pipeline};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::Worker;
 use crate::model::{PipelineName, PipelineState};
-use crate::recovery::{Kept, RewriteOptions};
-use crate::store::{DamagedState, ExaminedState};
+use crate::recovery::{Kept, RewriteOptions, find_lost};
+use crate::store::{DamagedState, ExaminedLease, ExaminedState};
 use crate::view;
 
 pub(super) use figures::{backend, milliseconds, size};
@@ -102,13 +102,46 @@ pub(super) fn run(global: &Global, command: &StateCommand, ui: &Ui) -> Result<Ex
 fn existing_state(app: &App, pipeline: &PipelineName) -> Result<PipelineState> {
     match app.store.load_state(pipeline)? {
         Some(state) => Ok(state.value),
-        None => Err(no_state(pipeline)),
+        None => Err(no_state(app, pipeline)?),
     }
 }
 
-fn no_state(pipeline: &PipelineName) -> Error {
-    Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"))
-        .hint("it has not run yet; `oxide_flow state list` shows those that have")
+/// Why a pipeline has no state.
+///
+/// # Errors
+/// As the store fails.
+fn no_state(app: &App, pipeline: &PipelineName) -> Result<Error> {
+    if let Some(lost) = find_lost(&app.store, pipeline)? {
+        return Ok(lost.to_error());
+    }
+    let error = Error::new(ErrorKind::NotFound, format!("pipeline `{pipeline}` has no state"));
+    if app.spool().newest(&app.store, pipeline)?.is_some() {
+        return Ok(error.hint("one is spooled on this machine, and not in the store"));
+    }
+    Ok(error.hint("it has not run yet; `oxide_flow state list` shows those that have"))
+}
+
+/// Fails when there is nothing of a pipeline, neither a file nor a record: most likely its name is
+/// mistyped.
+pub(super) fn check_known(app: &App, pipeline: &PipelineName) -> Result<()> {
+    if has_file(&app.config, pipeline.as_str()) || !app.spool().is_empty(pipeline)? {
+        return Ok(());
+    }
+    let store = &app.store;
+    let is_stored = !matches!(store.examine_lease(pipeline)?, ExaminedLease::Absent)
+        || !matches!(store.examine_state(pipeline)?, ExaminedState::Absent)
+        || !store.history_ids(pipeline)?.is_empty()
+        || !store.list_backups(pipeline)?.is_empty()
+        || !store.list_quarantined(pipeline)?.is_empty();
+    if is_stored {
+        return Ok(());
+    }
+    let message =
+        format!("there is no pipeline `{pipeline}`: it has no file, and nothing is stored");
+    Err(Error::new(ErrorKind::NotFound, message).hint(
+        "`oxide_flow pipeline list` shows those with a file, `oxide_flow state list` those with a \
+         state",
+    ))
 }
 
 /// The worker that holds a pipeline; `None` when nobody does.

@@ -2,6 +2,7 @@
 
 use super::{diff, reference};
 use crate::app::App;
+use crate::cli::stale::tell_overtaken;
 use crate::cli::ui::{Ui, number_of};
 use crate::error::Result;
 use crate::model::{PipelineState, differences};
@@ -11,6 +12,7 @@ use crate::store::ExaminedState;
 /// it.
 pub(super) fn tell(app: &App, target: &PipelineState, fields: bool, ui: &Ui) -> Result<()> {
     let pipeline = &target.pipeline_id;
+    tell_overtaken(app, pipeline, ui)?;
     let examined = app.store.examine_state(pipeline)?;
     match &examined {
         ExaminedState::Whole(record) => {

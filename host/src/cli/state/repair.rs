@@ -18,6 +18,7 @@ use crate::recovery::{
     Inspection, Kept, Remedy, RepairPlan, Rewritten, Way, inspect, needs_lease, plan_repair,
     repair, replace_damaged_lease,
 };
+use crate::rules::{self, Violation};
 use crate::store::ExaminedState;
 
 /// What is printed with `--json`.
@@ -61,6 +62,10 @@ pub(super) fn run(app: &App, args: &RepairArgs, ui: &Ui) -> Result<ExitCode> {
     };
     match &plan {
         RepairPlan::Nothing if !replaces_lease => {
+            if let Some(broken) = broken_rule(app, &inspection)? {
+                told.report("impossible", None, None)?;
+                return Err(broken);
+            }
             ui.aside(&format!("the state of `{pipeline}` is valid; there is nothing to repair"));
             told.report("nothing_to_do", None, None)?;
             return Ok(ExitCode::SUCCESS);
@@ -196,8 +201,11 @@ impl Told<'_> {
             ui.table(&["FIELD", "KEPT, UNVERIFIED"], rows);
             ui.warning("nothing of it is certain: the damage may have changed any field");
         }
+        let is_lost = matches!(self.inspection.state, ExaminedState::Absent);
         if remedy.changes.is_empty() {
-            ui.aside("no field changes, as far as it can be told");
+            if !is_lost {
+                ui.aside("no field changes, as far as it can be told");
+            }
         } else {
             diff::print(&remedy.changes, &["NOW", "THEN"], ui);
         }
@@ -279,6 +287,27 @@ fn not_accepted(pipeline: &PipelineName) -> Error {
 }
 
 /// Nothing that can be read, and no copy.
+/// A rule of the pipeline's file that a state breaks which is valid otherwise, as an error; `None` when
+/// it breaks none.
+fn broken_rule(app: &App, inspection: &Inspection) -> Result<Option<Error>> {
+    let (pipeline, Some(document)) = (&inspection.pipeline, &inspection.document) else {
+        return Ok(None);
+    };
+    let rules = super::rules_of(app, pipeline)?;
+    let violations = rules::check(&rules, pipeline, document, &app.config.project_dir)?;
+    Ok(violations.into_iter().find(Violation::is_error).map(|broken| {
+        let message = format!(
+            "cannot repair the state of `{pipeline}`: it breaks the rule `{}` of its file, and only a \
+             person knows what it should say",
+            broken.rule
+        );
+        Error::new(ErrorKind::Corrupt, message).hint(format!(
+            "see what is wrong with `oxide_flow state validate {pipeline}`; to change it, export it, \
+             edit it and import it again"
+        ))
+    }))
+}
+
 fn by_hand(pipeline: &PipelineName, why: &str) -> Error {
     let message = format!("cannot repair the state of `{pipeline}`: {why}");
     Error::new(ErrorKind::Corrupt, message).hint(format!(

@@ -53,7 +53,10 @@ fn see(app: &App, pipeline: &PipelineName, ui: &Ui) -> Result<Seen> {
     let stored = app.store.load_state(pipeline)?;
     let lease = lease_of(&app.store, app.clock.as_ref(), pipeline)?;
     tell_unsaved(app, pipeline, stored.as_ref(), ui)?;
-    let state = stored.map(|stored| stored.value).ok_or_else(|| no_state(pipeline))?;
+    let state = match stored {
+        Some(stored) => stored.value,
+        None => return Err(no_state(app, pipeline)?),
+    };
     Ok(Seen { state, lease, stale: None })
 }
 

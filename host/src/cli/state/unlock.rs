@@ -8,17 +8,18 @@ use std::process::ExitCode;
 use crate::app::App;
 use crate::cli::ui::{Ui, time};
 use crate::cli::whoami;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, chain};
 use crate::history::{self, Event};
 use crate::lease::{Liveness, Worker, force_release};
 use crate::model::{HistoryKind, PipelineName};
 use crate::recovery::replace_damaged_lease;
 
 pub(super) fn run(app: &App, pipeline: &PipelineName, force: bool, ui: &Ui) -> Result<ExitCode> {
+    super::check_known(app, pipeline)?;
     let holder = match super::holder_of(app, pipeline) {
         Ok(holder) => holder,
         Err(error) if error.kind() == ErrorKind::Corrupt => {
-            return replace_damaged(app, pipeline, force, &error, ui);
+            return replace_damaged(app, pipeline, force, error, ui);
         }
         Err(error) => return Err(error),
     };
@@ -102,18 +103,18 @@ fn replace_damaged(
     app: &App,
     pipeline: &PipelineName,
     force: bool,
-    error: &Error,
+    error: Error,
     ui: &Ui,
 ) -> Result<ExitCode> {
-    ui.error(error);
-    require_force(
-        force,
-        &format!("Replace the damaged lease of `{pipeline}` by a released one?"),
-        &format!(
+    let question = format!("Replace the damaged lease of `{pipeline}` by a released one?");
+    if force {
+        ui.warning(&format!("the lease of `{pipeline}` is damaged: {}", chain(&error)));
+    } else if ui.confirm(&question) != Some(true) {
+        let what = "the damaged lease does not say who holds it; nothing was changed";
+        return Err(error.while_doing(what).hint(format!(
             "make sure that no worker runs it, then `oxide_flow state unlock {pipeline} --force`"
-        ),
-        ui,
-    )?;
+        )));
+    }
     match replace_damaged_lease(&app.store, app.clock.as_ref(), pipeline)? {
         Some(id) => ui.aside(&format!("the damaged bytes are kept in quarantine as {id}")),
         None => {

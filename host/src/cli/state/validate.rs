@@ -8,11 +8,12 @@ use serde::Serialize;
 use crate::app::App;
 use crate::cli::args::ValidateArgs;
 use crate::cli::exit;
+use crate::cli::stale::tell_unsaved_of;
 use crate::cli::ui::{Ui, number_of};
 use crate::error::{Error, Result, chain};
 use crate::model::PipelineName;
 use crate::model::validate::{Finding, Severity};
-use crate::recovery::{Inspection, inspect};
+use crate::recovery::{Inspection, inspect, pipelines_with_copies};
 use crate::rules::{self, Violation};
 use crate::store::ExaminedState;
 
@@ -54,6 +55,9 @@ pub(super) fn run(app: &App, args: &ValidateArgs, ui: &Ui) -> Result<ExitCode> {
         }
         None => all(app)?,
     };
+    for row in &rows {
+        tell_unsaved_of(app, &row.pipeline, ui)?;
+    }
     if args.json {
         ui.json("state-validate", &rows)?;
     } else if rows.is_empty() {
@@ -74,6 +78,8 @@ pub(super) fn run(app: &App, args: &ValidateArgs, ui: &Ui) -> Result<ExitCode> {
 fn all(app: &App) -> Result<Vec<Row>> {
     let mut pipelines = app.store.pipelines()?;
     pipelines.extend(app.store.leased_pipelines()?);
+    // A state that is lost left them.
+    pipelines.extend(pipelines_with_copies(&app.store)?);
     pipelines.sort_unstable();
     pipelines.dedup();
     let rows = pipelines.into_iter().filter_map(|pipeline| {

@@ -1,7 +1,7 @@
-//! `oxide_flow state verify-integrity`: reads every record of the store. One that is damaged never
-//! hides the others.
+//! `oxide_flow state verify-integrity`: reads every record of the store, and looks for states that
+//! are lost. One that is damaged never hides the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,6 +11,7 @@ use crate::app::App;
 use crate::cli::exit;
 use crate::cli::ui::{Ui, count, draws_progress, number_of};
 use crate::error::{Error, ErrorKind, Result, chain};
+use crate::recovery::find_lost;
 use crate::store::RecordName;
 
 /// How many records make it worth showing how far it is.
@@ -34,7 +35,7 @@ struct Sort {
 #[derive(Serialize)]
 struct Problem {
     key: String,
-    /// `corrupt`, or `unreadable` when it may be whole.
+    /// `corrupt`, `unreadable` when it may be whole, or `lost` when it is not there.
     status: &'static str,
     error: String,
     /// What to do about it.
@@ -49,8 +50,17 @@ pub(super) fn run(app: &App, json: bool, ui: &Ui) -> Result<ExitCode> {
     let names = ["states", "leases", "backups", "history", "quarantine"];
     let sorts = names.into_iter().map(|name| (name, Sort::default())).collect();
     let mut report = Report { records: 0, whole: 0, sorts, problems: Vec::new() };
+    // Those that have a state, and those that have something else.
+    let (mut stated, mut known) = (BTreeSet::new(), BTreeSet::new());
     for key in keys {
         let name = RecordName::of(&key);
+        match &name {
+            RecordName::State(pipeline) => drop(stated.insert(pipeline.clone())),
+            RecordName::Backup(pipeline, _) | RecordName::History(pipeline, _) => {
+                known.insert(pipeline.clone());
+            }
+            _ => {}
+        }
         let checked = app.store.check_record(&name);
         bar.inc(1);
         // Deleted since it was listed.
@@ -69,7 +79,19 @@ pub(super) fn run(app: &App, json: bool, ui: &Ui) -> Result<ExitCode> {
         }
     }
     bar.finish_and_clear();
-    let code = match report.problems.iter().find(|problem| problem.status == "corrupt") {
+    for pipeline in known.difference(&stated) {
+        let (key, name) = (format!("state/{pipeline}"), RecordName::State(pipeline.clone()));
+        match find_lost(&app.store, pipeline) {
+            Ok(None) => {}
+            Ok(Some(lost)) => {
+                let found = problem(key, &name, lost.to_error());
+                report.problems.push(Problem { status: "lost", ..found });
+            }
+            Err(error) => report.problems.push(problem(key, &name, error)),
+        }
+    }
+    let is_grave = |problem: &&Problem| matches!(problem.status, "corrupt" | "lost");
+    let code = match report.problems.iter().find(is_grave) {
         Some(_) => ExitCode::from(exit::CORRUPT),
         None => {
             report.problems.first().map_or(ExitCode::SUCCESS, |problem| exit::of(&problem.cause))
@@ -151,10 +173,14 @@ fn print(report: &Report, ui: &Ui) {
         ui.line(&format!("    {:8}  {}", "remedy", problem.remedy));
     }
     let records = number_of(report.records as u64, "record");
-    match report.problems.len() {
+    match report.records - report.whole {
         0 => ui.aside(&format!("{records} read, all whole")),
         wrong => {
             ui.aside(&format!("{records} read, {} of them cannot be used", count(wrong as u64)));
         }
+    }
+    match report.problems.iter().filter(|problem| problem.status == "lost").count() {
+        0 => {}
+        lost => ui.aside(&format!("lost: {}", number_of(lost as u64, "state"))),
     }
 }

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use crate::app::App;
 use crate::cli::exit;
+use crate::cli::state::check_known;
 use crate::cli::ui::{Ui, seconds};
 use crate::error::{ErrorKind, Result, chain};
 use crate::lease::{Worker, Workers, workers};
@@ -20,6 +21,7 @@ pub(super) fn run(
     ui: &Ui,
 ) -> Result<ExitCode> {
     let wanted = |name: &PipelineName| pipeline.is_none_or(|pipeline| pipeline == name);
+    pipeline.map_or(Ok(()), |pipeline| check_known(app, pipeline))?;
     let Workers { mut workers, mut unreadable } = workers(&app.store, app.clock.as_ref())?;
     let shown = |worker: &Worker| worker.is_holding() || worker.lock_at(app.clock.now()).is_some();
     workers.retain(|worker| wanted(&worker.lease.pipeline_id) && (all || shown(worker)));
@@ -30,7 +32,9 @@ pub(super) fn run(
     if json {
         ui.json("worker-list", &workers.iter().map(WorkerView::from).collect::<Vec<_>>())?;
     } else if workers.is_empty() {
-        ui.aside("no workers");
+        if unreadable.is_empty() {
+            ui.aside("no workers");
+        }
     } else {
         let now = app.clock.now();
         let rows = workers.iter().map(|worker| {
@@ -59,7 +63,11 @@ pub(super) fn run(
         ui.table(&header, rows.collect());
     }
     let corrupt = unreadable.iter().any(|(_, error)| error.kind() == ErrorKind::Corrupt);
-    Ok(ExitCode::from(if corrupt { exit::CORRUPT } else { 0 }))
+    Ok(ExitCode::from(match unreadable.is_empty() {
+        true => 0,
+        false if corrupt => exit::CORRUPT,
+        false => exit::FAILED,
+    }))
 }
 
 /// A pipeline that no process holds and that a person has locked.

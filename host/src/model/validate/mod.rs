@@ -216,6 +216,8 @@ fn as_text<S: serde::Serializer>(repair: &Repair, serializer: S) -> Result<S::Ok
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
+    /// There is no record, though there are copies of it and nobody deleted it.
+    RecordMissing,
     /// The backend cannot hand the record over.
     RecordUnreadable,
     /// The record does not match its checksum.

@@ -59,7 +59,8 @@ fn a_full_store_gives_up_a_state_without_a_copy_only_when_that_is_wanted_and_nob
     assert_eq!(world.cursor().as_deref(), Some("c1"));
     let deleted = world.delete(true).unwrap().unwrap();
     assert!(deleted.state && deleted.kept.is_none());
-    assert_eq!((world.cursor(), world.shelf.keys("history/").len()), (None, 0));
+    assert_eq!((world.cursor(), world.shelf.keys("history/").len()), (None, 1));
+    assert!(find_lost(&world.store, &world.pipeline).unwrap().is_none(), "it was deleted");
 
     let held = World::new();
     held.save("c1");
