@@ -85,6 +85,7 @@ pub(super) fn may_be_lost(store: &StateStore, lease: Option<&Lease>) -> Result<b
 fn was_deleting(lease: &Lease) -> bool {
     DELETING.contains(&lease.purpose.as_str())
 }
+
 /// Whether the last thing that is known of a pipeline without a state is that it was deleted.
 ///
 /// # Errors
