@@ -209,29 +209,18 @@ pub fn effective_status(state: &PipelineState, lease: Option<&Worker>) -> &'stat
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::lease::this_process;
-    use crate::model::Extra;
 
     #[test]
     fn a_lease_that_outlasts_every_calendar_has_no_end_and_is_shown_as_it_is() {
         let shown = |ttl_ms| {
             let at = DateTime::UNIX_EPOCH;
-            let lease = Lease {
-                pipeline_id: "p".parse().unwrap(),
-                holder: this_process().unwrap(),
-                epoch: 1,
-                ttl_ms,
-                purpose: "run".to_owned(),
-                acquired_at: at,
-                renewed_at: at,
-                released_at: None,
-                requests: Vec::new(),
-                metrics: None,
-                lock: None,
-                moved: None,
-                extra: Extra::new(),
-            };
+            let (pipeline, holder) = ("p".parse().unwrap(), this_process().unwrap());
+            let ttl = Duration::from_millis(ttl_ms);
+            let lease = Lease::new(pipeline, holder, 1, ttl, "run", at);
             let document = json!(WorkerView::from(&Worker::of(lease, at)));
             (document["expires_at"].clone(), document["lease"]["ttl_ms"].clone())
         };

@@ -13,7 +13,7 @@ use super::identity::{Liveness, liveness, liveness_by_id, parts_of_id, person};
 use super::moved::{check_may_begin, check_not_moved};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Extra, Holder, Lease, ManualLock, PipelineName, PipelineStatus};
+use crate::model::{Extra, Holder, Lease, ManualLock, PipelineName, PipelineState, PipelineStatus};
 use crate::store::{OPERATION_TIMEOUT, StateStore, Versioned};
 
 /// How often a watched lease is looked at, at the most and at the least.
@@ -188,21 +188,9 @@ fn running_without_lease(
         pid_start_time: 0,
         worker_id,
     };
-    let lease = Lease {
-        pipeline_id: state.pipeline_id,
-        holder,
-        epoch: state.epoch,
-        ttl_ms: u64::try_from(request.ttl.as_millis()).unwrap_or(u64::MAX),
-        purpose: "run".to_owned(),
-        acquired_at: state.started_at,
-        renewed_at: state.last_heartbeat,
-        released_at: None,
-        requests: Vec::new(),
-        metrics: None,
-        lock: None,
-        moved: None,
-        extra: Extra::new(),
-    };
+    let PipelineState { pipeline_id, epoch, started_at, last_heartbeat, .. } = state;
+    let lease = Lease::new(pipeline_id, holder, epoch, request.ttl, "run", started_at);
+    let lease = Lease { renewed_at: last_heartbeat, ..lease };
     Ok(Some(Versioned { value: lease, version }))
 }
 
@@ -250,21 +238,14 @@ fn new_lease(
 ) -> Lease {
     let previous_epoch = current.map_or(0, |lease| lease.value.epoch);
     let now = clock.now();
+    let epoch = previous_epoch.max(request.epoch_floor).saturating_add(1);
+    let (pipeline, holder) = (request.pipeline.clone(), request.holder.clone());
     Lease {
-        pipeline_id: request.pipeline.clone(),
-        holder: request.holder.clone(),
-        epoch: previous_epoch.max(request.epoch_floor).saturating_add(1),
-        ttl_ms: u64::try_from(request.ttl.as_millis()).unwrap_or(u64::MAX),
-        purpose: request.purpose.to_owned(),
-        acquired_at: now,
-        renewed_at: now,
-        released_at: None,
-        requests: Vec::new(),
-        metrics: None,
         // Maintenance under one's own lock does not end the lock.
         lock: current.and_then(|lease| lease.value.lock_at(now).cloned()),
         moved: current.and_then(|lease| lease.value.moved.clone()),
         extra: current.map_or_else(Extra::new, |lease| lease.value.extra.clone()),
+        ..Lease::new(pipeline, holder, epoch, request.ttl, request.purpose, now)
     }
 }
 

@@ -130,6 +130,33 @@ pub enum RequestKind {
 }
 
 impl Lease {
+    /// A lease as it is acquired at this moment, with nothing that was said of the pipeline before.
+    #[must_use]
+    pub fn new(
+        pipeline_id: PipelineName,
+        holder: Holder,
+        epoch: u64,
+        ttl: Duration,
+        purpose: &str,
+        now: DateTime<Utc>,
+    ) -> Self {
+        Self {
+            pipeline_id,
+            holder,
+            epoch,
+            ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX),
+            purpose: purpose.to_owned(),
+            acquired_at: now,
+            renewed_at: now,
+            released_at: None,
+            requests: Vec::new(),
+            metrics: None,
+            lock: None,
+            moved: None,
+            extra: Extra::new(),
+        }
+    }
+
     /// How long the lease lasts after a renewal.
     #[must_use]
     pub fn ttl(&self) -> Duration {

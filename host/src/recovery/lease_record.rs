@@ -4,10 +4,12 @@
 //! have had. A worker that lives after all finds it at its next renewal and stops; what it saves
 //! until then is fenced as always, by compare-and-swap.
 
+use std::time::Duration;
+
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::this_process;
-use crate::model::{Extra, Lease, MigrationPhase, PipelineName};
+use crate::model::{Lease, MigrationPhase, PipelineName};
 use crate::store::{DamagedLease, ExaminedLease, OPERATION_TIMEOUT, StateStore};
 
 use super::backup::quarantine_lease;
@@ -38,19 +40,9 @@ pub fn replace_damaged_lease(
     let id = quarantine_lease(store, clock, pipeline, &damaged, "before its lease is replaced")?;
     let now = clock.now();
     let lease = Lease {
-        pipeline_id: pipeline.clone(),
-        holder: this_process()?,
-        epoch,
-        ttl_ms: 0,
-        purpose: "unlock".to_owned(),
-        acquired_at: now,
-        renewed_at: now,
         released_at: Some(now),
-        requests: Vec::new(),
-        metrics: None,
-        lock: None,
         moved: damaged.salvaged.as_ref().and_then(|lease| lease.moved.clone()),
-        extra: Extra::new(),
+        ..Lease::new(pipeline.clone(), this_process()?, epoch, Duration::ZERO, "unlock", now)
     };
     match store.save_lease(&lease, &damaged.expected, OPERATION_TIMEOUT) {
         Ok(_) => Ok(Some(id)),
