@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::known_copies::copies_of;
-use super::lost::may_be_lost;
+use super::lost::{dated, may_be_lost};
 use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::lease::{Liveness, Worker, WorkerStatus, liveness};
@@ -144,8 +144,7 @@ pub(super) fn document_of(state: &PipelineState) -> Result<Value> {
 
 /// A state that is lost, which this is the newest copy of.
 fn of_missing(newest: &KnownCopy) -> Finding {
-    let saved = newest.state.last_heartbeat.format("%Y-%m-%d %H:%M:%S UTC");
-    let expected = format!("a record; {} is of {saved}", newest.source);
+    let expected = format!("a record; {}", dated(newest));
     Finding::of_record(Rule::RecordMissing, "nothing", expected)
 }
 

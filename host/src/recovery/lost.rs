@@ -35,14 +35,19 @@ impl LostState {
     pub fn to_error(&self) -> Error {
         let pipeline = &self.pipeline;
         let message = format!("the state of pipeline `{pipeline}` is lost");
-        let saved = self.newest.state.last_heartbeat.format("%Y-%m-%d %H:%M:%S UTC");
-        let cause = format!("nothing is stored, and {} is of {saved}", self.newest.source);
+        let cause = format!("nothing is stored, and {}", dated(&self.newest));
         Error::new(ErrorKind::Corrupt, message).because(cause).hint(format!(
             "bring the newest copy back with `oxide_flow state repair {pipeline}`, or another with \
              `oxide_flow state restore {pipeline} --at TIME`; to begin anew without it, \
              `oxide_flow run {pipeline} --fresh`"
         ))
     }
+}
+
+/// Of when a copy is, in words.
+pub(super) fn dated(copy: &KnownCopy) -> String {
+    let saved = copy.state.last_heartbeat.format("%Y-%m-%d %H:%M:%S UTC");
+    format!("{} is of {saved}", copy.source)
 }
 
 /// Looks whether the state of a pipeline is lost; `None` when there is one, or it never had one, or

@@ -233,22 +233,15 @@ fn document(shown: &impl serde::Serialize) -> Result<Value> {
 mod tests {
     use std::time::Duration;
 
-    use oxiflow_plugin_api::Expected;
-
     use super::*;
     use crate::clock::SystemClock;
-    use crate::model::PipelineState;
     use crate::store::testing::Shelf;
 
     #[test]
     fn a_page_ends_in_time_and_the_next_one_goes_on_after_it() {
         let (shelf, clock) = (Shelf::leaked(), SystemClock::shared());
         let store = StateStore::over(Box::new(shelf), Arc::clone(&clock));
-        for name in ["a", "b", "c"] {
-            let name: PipelineName = name.parse().unwrap();
-            let mut state = PipelineState::new(&name, "run", [("s", "s")], clock.now());
-            store.save_state(&mut state, &Expected::Absent).unwrap();
-        }
+        store.add_pipelines(["a", "b", "c"], clock.now());
         let page = |after, milliseconds| {
             let call = Call::within(Duration::from_millis(milliseconds));
             page_of_pipelines(&store, &*clock, &call, after, 100)

@@ -136,12 +136,10 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::sync::mpsc::{Sender, channel};
 
-    use oxiflow_plugin_api::Expected;
     use tokio::runtime::{Builder, Runtime};
 
     use super::*;
     use crate::clock::SystemClock;
-    use crate::model::{PipelineName, PipelineState};
     use crate::store::testing::Shelf;
 
     fn runtime() -> Runtime {
@@ -204,11 +202,7 @@ mod tests {
     fn a_reading_has_what_was_read_in_time_and_says_that_this_is_not_all() {
         let (shelf, clock) = (Shelf::leaked(), SystemClock::shared());
         let store = StateStore::over(Box::new(shelf), Arc::clone(&clock));
-        for name in ["a", "b", "c"] {
-            let name: PipelineName = name.parse().unwrap();
-            let mut state = PipelineState::new(&name, "run", [("s", "s")], clock.now());
-            store.save_state(&mut state, &Expected::Absent).unwrap();
-        }
+        store.add_pipelines(["a", "b", "c"], clock.now());
         let take = |milliseconds, ended| {
             let call = Call::within(Duration::from_millis(milliseconds));
             Reading::take(&store, &*clock, &call, &AtomicBool::new(ended))

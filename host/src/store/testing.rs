@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use oxiflow_plugin_api::{
     BackendError, Call, Capabilities, Entry, ErrorKind, Expected, Health, Listed, Storage, Version,
 };
@@ -14,11 +15,20 @@ use super::{AUXILIARY_SCHEMA, StateStore};
 use crate::clock::Clock;
 use crate::error::Result;
 use crate::layer;
+use crate::model::PipelineState;
 
 impl StateStore {
     /// A store over this backend.
     pub(crate) fn over(backend: Box<dyn Storage>, clock: Arc<dyn Clock>) -> Self {
         Self::new(layer::stack(backend, "test", 0, clock))
+    }
+
+    /// Stores new states under these names.
+    pub(crate) fn add_pipelines<const N: usize>(&self, names: [&str; N], now: DateTime<Utc>) {
+        for name in names {
+            let mut state = PipelineState::new(&name.parse().unwrap(), "run", [("s", "s")], now);
+            self.save_state(&mut state, &Expected::Absent).unwrap();
+        }
     }
 
     /// Seals something for a key, whatever the key is for.

@@ -8,7 +8,24 @@ use super::super::*;
 use super::{HOUR, OPTIONS, UPKEEP, World};
 use crate::error::ErrorKind;
 use crate::history;
+use crate::lease::{Acquire, acquire, this_process};
 use crate::model::Holder;
+
+impl World {
+    /// Has somebody run the pipeline.
+    fn hold(&self, holder: &Holder, ttl: Duration) {
+        let mut request = Acquire {
+            pipeline: &self.pipeline,
+            holder,
+            purpose: "run",
+            ttl,
+            wait: Duration::ZERO,
+            epoch_floor: 0,
+            on_wait: &mut |_| {},
+        };
+        acquire(&self.store, self.clock.as_ref(), &mut request).unwrap();
+    }
+}
 
 #[test]
 fn deleting_keeps_a_copy_the_epoch_and_a_record_and_fences_the_worker_before() {
@@ -64,16 +81,7 @@ fn a_full_store_gives_up_a_state_without_a_copy_only_when_that_is_wanted_and_nob
 
     let held = World::new();
     held.save("c1");
-    let mut acquire = crate::lease::Acquire {
-        pipeline: &held.pipeline,
-        holder: &crate::lease::this_process().unwrap(),
-        purpose: "run",
-        ttl: Duration::from_secs(60),
-        wait: Duration::ZERO,
-        epoch_floor: 0,
-        on_wait: &mut |_| {},
-    };
-    crate::lease::acquire(&held.store, held.clock.as_ref(), &mut acquire).unwrap();
+    held.hold(&this_process().unwrap(), Duration::from_secs(60));
     held.shelf.fill();
     assert_eq!(held.delete(true).unwrap_err().kind(), ErrorKind::LeaseHeld);
     assert_eq!(held.cursor().as_deref(), Some("c1"));
@@ -83,17 +91,8 @@ fn a_full_store_gives_up_a_state_without_a_copy_only_when_that_is_wanted_and_nob
 fn a_full_store_does_not_give_up_the_state_of_a_worker_that_may_be_alive_elsewhere() {
     let world = World::new();
     world.save("c1");
-    let holder = Holder { boot_id: "another".into(), ..crate::lease::this_process().unwrap() };
-    let mut acquire = crate::lease::Acquire {
-        pipeline: &world.pipeline,
-        holder: &holder,
-        purpose: "run",
-        ttl: Duration::from_millis(30),
-        wait: Duration::ZERO,
-        epoch_floor: 0,
-        on_wait: &mut |_| {},
-    };
-    crate::lease::acquire(&world.store, world.clock.as_ref(), &mut acquire).unwrap();
+    let holder = Holder { boot_id: "another".into(), ..this_process().unwrap() };
+    world.hold(&holder, Duration::from_millis(30));
     world.go_to(HOUR);
     world.shelf.fill();
     // Its lease has run out, so it could be taken over, if there were room for that.
