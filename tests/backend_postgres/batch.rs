@@ -44,10 +44,13 @@ fn stored(server: &Server) -> String {
 
 /// Waits until a statement waits for the lock of somebody else.
 fn wait_for_the_lock(server: &Server) {
-    wait_for("a statement that waits", || {
-        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-        (server.query(waiting) == "1").then_some(())
-    });
+    wait_for_a_session(server, "wait_event_type = 'Lock'");
+}
+
+/// Waits until one session of the server is as `condition` says.
+fn wait_for_a_session(server: &Server, condition: &str) {
+    let sessions = format!("SELECT count(*) FROM pg_stat_activity WHERE {condition}");
+    wait_for(condition, || (server.query(&sessions) == "1").then_some(()));
 }
 
 /// `a`, `b` and `z` are put, and none may be there.
@@ -161,7 +164,7 @@ fn a_client_that_falls_silent_in_the_middle_holds_nobody_up_for_longer_than_its_
     put(&*ours, "a", b"before");
     let mut other = Other::connect(&server);
     other.0.batch_execute("BEGIN; SELECT FROM oxiflow.records FOR UPDATE").expect("a lock");
-    let time = Duration::from_secs(2);
+    let time = Duration::from_secs(4);
     std::thread::scope(|scope| {
         let batch = scope.spawn(|| apply(&*ours, &Call::within(time), BatchMode::Independent));
         wait_for_the_lock(&server);
@@ -169,7 +172,8 @@ fn a_client_that_falls_silent_in_the_middle_holds_nobody_up_for_longer_than_its_
         proxy.behave(Behaviour::BlackHole);
         let started = Instant::now();
         other.ends("ROLLBACK");
-        // It waits for the lock that the batch has now.
+        // Whoever asks before the batch was woken may get the lock first.
+        wait_for_a_session(&server, "state = 'idle in transaction'");
         theirs.put(&patient(), "a", b"after", &Expected::Any).expect("a write");
         assert!(started.elapsed() < time + PATIENCE / 6, "{:?}", started.elapsed());
         let error = batch.join().expect("no panic").expect_err("silence");
