@@ -302,7 +302,7 @@ fn a_pipeline_that_there_is_nothing_of_is_not_found() {
     exit 0
     --- stderr
     warning: there is no pipeline `nosuch`: it has no file, and nothing is stored
-    locked pipeline `nosuch` until TIME (in 59m 59s); unlock it with `oxide_flow state unlock nosuch`
+    locked pipeline `nosuch` until TIME (in 1h); unlock it with `oxide_flow state unlock nosuch`
     ");
     project.run(&["state", "unlock", "nosuch"]).expect(0);
     project.write("pipelines/new.yaml", INCREMENTAL);

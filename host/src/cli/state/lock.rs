@@ -28,7 +28,7 @@ pub(super) fn run(app: &App, args: &LockArgs, ui: &Ui) -> Result<ExitCode> {
         ui.aside(&format!(
             "locked pipeline `{pipeline}` until {}; unlock it with `oxide_flow state unlock \
              {pipeline}`",
-            time(lock.expires_at, app.clock.now())
+            time(lock.expires_at, lock.locked_at)
         ));
     }
     Ok(ExitCode::SUCCESS)
