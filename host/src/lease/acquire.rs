@@ -38,7 +38,7 @@ pub struct Acquire<'a> {
     /// The epoch is made greater than this, which is that of the state: it never goes back, also
     /// when the lease record was lost.
     pub epoch_floor: u64,
-    /// Told once when waiting begins: the lease waited for.
+    /// Told once when waiting begins, if there is to be any: the lease waited for.
     pub on_wait: &'a mut dyn FnMut(&Lease),
 }
 
@@ -95,11 +95,11 @@ pub fn acquire(
         let takeover = match current.as_ref().or(unleased.as_ref()) {
             None => None,
             Some(lease) if lock.is_some() => {
+                if !request.wait.is_zero() && !std::mem::replace(&mut told, true) {
+                    (request.on_wait)(&lease.value);
+                }
                 if clock.monotonic() - started >= request.wait {
                     return Err(locked(&lease.value, lock));
-                }
-                if !std::mem::replace(&mut told, true) {
-                    (request.on_wait)(&lease.value);
                 }
                 std::thread::sleep(LONGEST_LOOK.min(request.wait));
                 continue;
@@ -128,14 +128,15 @@ pub fn acquire(
                     } else {
                         request.wait
                     };
+                    // Also when the first look took all the time that there was for it.
+                    if !patience.is_zero() && !std::mem::replace(&mut told, true) {
+                        (request.on_wait)(&lease.value);
+                    }
                     if clock.monotonic() - started >= patience {
                         return Err(match &unleased {
                             Some(unleased) => held_without_lease(&unleased.value),
                             None => held(&lease.value, request.purpose),
                         });
-                    }
-                    if !std::mem::replace(&mut told, true) {
-                        (request.on_wait)(&lease.value);
                     }
                     let look = (lease.value.ttl() / 10).clamp(SHORTEST_LOOK, LONGEST_LOOK);
                     std::thread::sleep(look);
