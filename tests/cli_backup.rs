@@ -7,7 +7,7 @@ mod kit;
 
 use std::path::PathBuf;
 
-use kit::{Project, QUICK, wait_for};
+use kit::{Project, steady, wait_for};
 use serde_json::{Value, json};
 
 /// Three records up to the cursor in a file.
@@ -429,7 +429,7 @@ fn a_point_in_time_is_restored_from_history_without_any_backup() {
 
 #[test]
 fn encrypted_backups_need_their_key() {
-    let project = Project::new(&format!("{QUICK}  encryption: {{key_file: key}}\n"));
+    let project = Project::new(&format!("{}  encryption: {{key_file: key}}\n", steady()));
     project.write("pipelines/p.yaml", PIPELINE);
     let key = |text: &str| {
         use std::os::unix::fs::PermissionsExt;

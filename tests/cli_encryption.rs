@@ -17,8 +17,7 @@ const STEP: &str =
     "pipeline: [{name: a, run: 'oxide_flow progress --records 3 --last-id cursor-4711'}]\n";
 
 fn configure(project: &Project, encryption: &str) {
-    let quick = kit::QUICK.replace("lease_ttl: 1s", "lease_ttl: 60s");
-    project.write("oxiflow.yaml", &format!("{quick}{encryption}"));
+    project.write("oxiflow.yaml", &format!("{}{encryption}", kit::steady()));
 }
 
 fn key_file(project: &Project, name: &str, byte: u8) {

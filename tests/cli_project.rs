@@ -5,7 +5,7 @@ mod kit;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use kit::{Project, QUICK, Ran, contents};
+use kit::{Project, QUICK, Ran, contents, steady};
 
 #[test]
 fn a_new_project_runs_as_it_is() {
@@ -246,7 +246,7 @@ fn hostile_names() -> Vec<OsString> {
 #[test]
 fn a_hostile_name_is_wrong_usage_everywhere_and_touches_nothing() {
     let project = Project::new("");
-    project.write("inner/oxiflow.yaml", QUICK);
+    project.write("inner/oxiflow.yaml", &steady());
     project.write("inner/pipelines/p.yaml", "pipeline: [{name: a, run: touch ran}]\n");
     let run = |arguments: &[&OsStr]| {
         let output = project.command(arguments).current_dir(project.path().join("inner")).output();

@@ -4,7 +4,7 @@
 
 mod kit;
 
-use kit::{Project, QUICK, wait_for};
+use kit::{Project, steady, wait_for};
 use serde_json::{Value, json};
 
 /// The words that a step added to a file of the project.
@@ -66,7 +66,8 @@ pipeline:
 #[test]
 fn the_environment_of_a_step_is_that_of_project_pipeline_and_step_and_its_place_in_the_run() {
     let project = Project::new(&format!(
-        "{QUICK}environment:\n  A: project\n  B: project\n  C: project\n  D: ${{USER}}\n"
+        "{}environment:\n  A: project\n  B: project\n  C: project\n  D: ${{USER}}\n",
+        steady()
     ));
     project.write(
         "pipelines/p.yaml",
@@ -540,7 +541,7 @@ fn fifty_steps_run_one_after_the_other() {
 
 #[test]
 fn the_pipeline_without_a_name_is_the_only_one_or_the_one_called_pipeline() {
-    let project = Project::new(QUICK);
+    let project = Project::new(&steady());
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
     exit 2
     --- stderr

@@ -7,7 +7,7 @@ mod kit;
 use insta::assert_snapshot;
 use serde_json::Value;
 
-use kit::{Project, QUICK};
+use kit::{Project, steady};
 
 const PIPELINE: &str = r#"pipeline:
 - name: a
@@ -22,7 +22,7 @@ fn project(format: &str) -> Project {
 }
 
 fn configuration(format: &str) -> String {
-    QUICK.replace("lease_ttl: 3s", "lease_ttl: 60s") + &format!("  record_format: {format}\n")
+    steady() + &format!("  record_format: {format}\n")
 }
 
 /// The first line of the state's file.

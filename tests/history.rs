@@ -6,7 +6,7 @@ mod kit;
 
 use std::os::unix::fs::PermissionsExt;
 
-use kit::{Project, QUICK, wait_for};
+use kit::{Project, steady, wait_for};
 use serde_json::{Value, json};
 
 const FOLDER: &str = ".oxiflow/state/history/p";
@@ -165,7 +165,10 @@ fn administrative_changes_are_recorded_with_who_made_them() {
 #[test]
 fn history_is_bounded_and_can_be_turned_off() {
     let project = project();
-    project.write("oxiflow.yaml", &format!("{QUICK}  history_keep: 3\n"));
+    let keep = |number: u32| {
+        project.write("oxiflow.yaml", &format!("{}  history_keep: {number}\n", steady()));
+    };
+    keep(3);
     for n in 1..=5 {
         run_to(&project, &format!("c{n}"));
     }
@@ -175,7 +178,7 @@ fn history_is_bounded_and_can_be_turned_off() {
     assert_eq!(runs[0]["run_id"], project.state("p").unwrap()["run_id"]);
 
     // A bound that was lowered is applied by the next record, or by maintenance.
-    project.write("oxiflow.yaml", &format!("{QUICK}  history_keep: 1\n"));
+    keep(1);
     insta::assert_snapshot!(project.run(&["maintain", "--dry-run"]).story(&project), @"
     exit 0
     --- stdout
@@ -200,7 +203,7 @@ fn history_is_bounded_and_can_be_turned_off() {
     let ran = project.run(&["maintain", "--json"]).expect(0);
     assert_eq!(data(&ran.stdout, "maintain"), json!({"dry_run": false, "done": [], "errors": []}));
 
-    project.write("oxiflow.yaml", &format!("{QUICK}  history_keep: 0\n"));
+    keep(0);
     let ran = project.run(&["maintain", "--json"]).expect(0);
     assert_eq!(data(&ran.stdout, "maintain")["done"][0]["removed"], json!([runs[0]["history_id"]]));
     run_to(&project, "c9");
