@@ -5,9 +5,7 @@
 
 mod kit;
 
-use std::time::Duration;
-
-use kit::{Project, plugin_library, repository, wait_for};
+use kit::{PATIENCE, Project, plugin_library, repository, wait_for};
 use oxide_flow::clock::SystemClock;
 use oxide_flow::layer::{self, Records};
 use oxide_flow::plugin::Plugin;
@@ -42,7 +40,7 @@ fn seal(project: &Project, pipeline: &str, schema: u32, body: &Value) {
     let key = format!("state/{pipeline}");
     // Opened first: it may have to build the plugins.
     let records = records(project);
-    let call = Call::within(Duration::from_secs(10));
+    let call = Call::within(PATIENCE);
     records.put(&call, &key, schema, &body, &Expected::Any).unwrap();
 }
 
@@ -54,7 +52,7 @@ fn seal_fixture(project: &Project, name: &str, pipeline: &str) {
 }
 
 fn stored_schema(project: &Project, pipeline: &str) -> u32 {
-    let call = Call::within(Duration::from_secs(10));
+    let call = Call::within(PATIENCE);
     records(project).get(&call, &format!("state/{pipeline}")).unwrap().unwrap().schema
 }
 
@@ -66,7 +64,7 @@ fn data(text: &str, kind: &str) -> Value {
 
 /// The only backup of a pipeline.
 fn backup(project: &Project, pipeline: &str) -> Value {
-    let call = Call::within(Duration::from_secs(10));
+    let call = Call::within(PATIENCE);
     let records = records(project);
     let listed = records.list(&call, &format!("backup/{pipeline}/"), None, 10).unwrap();
     assert_eq!(listed.len(), 1);
