@@ -21,7 +21,7 @@ pipeline:
 
 /// A project with a running worker of its pipeline `p`, and that worker's id.
 fn worker() -> (Project, Running, String) {
-    let project = Project::steady(STEP);
+    let project = Project::patient(STEP);
     let running = project.start_captured(&["run"]);
     wait_for("the step", || project.path().join("ready").exists().then_some(()));
     let id = lease(&project)["worker_id"].as_str().unwrap().to_owned();
@@ -165,6 +165,8 @@ fn stop_without_waiting_returns_and_a_short_wait_runs_out() {
     let running = project.start_captured(&["run"]);
     wait_for("the step", || project.path().join("ready").exists().then_some(()));
     let id = lease(&project)["worker_id"].as_str().unwrap().to_owned();
+    // Suspended, it does not stop meanwhile.
+    running.suspend();
     insta::assert_snapshot!(project.run(&["worker", "stop", &id, "--wait", "0s"]).story(&project), @"
     exit 0
     --- stderr
@@ -181,6 +183,7 @@ fn stop_without_waiting_returns_and_a_short_wait_runs_out() {
     let lease = lease(&project);
     assert_eq!(lease["requests"].as_array().unwrap().len(), 1, "asking twice asks once");
     assert_eq!(json_of(&project, &["worker", "list", "--json"])["data"][0]["status"], "stopping");
+    running.signal("-CONT");
     running.signal("-TERM");
     running.finish().expect(1);
 }

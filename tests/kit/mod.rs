@@ -121,6 +121,14 @@ impl Project {
         project
     }
 
+    /// As [`steady`](Self::steady), whose steps may also take as long as they need to end once they
+    /// are asked to.
+    pub fn patient(pipeline: &str) -> Self {
+        let project = Self::steady(pipeline);
+        project.write("oxiflow.yaml", &(steady() + "settings: {stop_timeout: 10m}\n"));
+        project
+    }
+
     /// A copy of an example of this repository.
     pub fn example(name: &str) -> Self {
         let project = Self::empty();
@@ -390,8 +398,15 @@ impl Running {
         let pid = self.pid().to_string();
         wait_for("the runner to be between two writes", || {
             self.signal("-STOP");
-            let stat = || std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
-            wait_for("the runner to stop", || stat().contains(") T ").then_some(()));
+            // Each thread stops by itself, and one that still runs may come to a write.
+            wait_for("the runner to stop", || {
+                let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("a process");
+                let stopped = threads.filter_map(Result::ok).all(|thread| {
+                    let stat = std::fs::read_to_string(thread.path().join("stat"));
+                    stat.is_ok_and(|stat| stat.contains(") T "))
+                });
+                stopped.then_some(())
+            });
             let locks = std::fs::read_to_string("/proc/locks").expect("the kernel's list of locks");
             let holds = locks.lines().any(|line| line.split_whitespace().nth(4) == Some(&pid));
             if holds {
@@ -399,6 +414,14 @@ impl Running {
             }
             (!holds).then_some(())
         });
+    }
+
+    /// Does something while a runner is suspended between two writes, and lets it go on: so that it
+    /// has written nothing in part, or on top of what was just done.
+    pub fn while_suspended(&self, act: impl FnOnce()) {
+        self.suspend();
+        act();
+        self.signal("-CONT");
     }
 
     /// Kills it, as a crash would, and waits until it is gone.
