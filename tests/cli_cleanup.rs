@@ -4,9 +4,7 @@
 
 mod kit;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
+use kit::disk::Small;
 use kit::{Project, Ran, wait_for};
 use serde_json::{Value, json};
 
@@ -324,45 +322,13 @@ fn a_person_who_has_locked_a_pipeline_keeps_its_state() {
     assert_eq!(states(&project), ["daily", "done", "failed"]);
 }
 
-/// A file system of 64 KiB; unmounted when it is dropped.
-struct Small(PathBuf);
-
-impl Small {
-    /// `None`, said on standard error, when this user may not mount.
-    fn mount(folder: &Path) -> Option<Self> {
-        std::fs::create_dir_all(folder).unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k,mode=0700", "none"])
-            .arg(folder)
-            .output();
-        if mounted.is_ok_and(|output| output.status.success()) {
-            return Some(Self(folder.to_owned()));
-        }
-        let required = std::env::var_os("OXIFLOW_TEST_REQUIRE_ALL").is_some();
-        assert!(!required, "cannot mount a file system, and no test may be skipped");
-        eprintln!("skipped: cannot mount a file system for a full disk");
-        None
-    }
-
-    fn fill(&self) {
-        let filled = std::fs::write(self.0.join("filler"), vec![0; 128 * 1024]);
-        assert!(filled.is_err(), "the disk is not full");
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(&self.0).status().map(drop).unwrap_or_default();
-    }
-}
-
 #[test]
 fn a_store_that_is_full_to_the_brim_is_cleaned_up_and_works_again() {
     let project = Project::steady(PIPELINE);
     for name in ["done", "other"] {
         project.write(&format!("pipelines/{name}.yaml"), PIPELINE);
     }
-    let Some(disk) = Small::mount(&project.path().join(".oxiflow/state")) else { return };
+    let Some(disk) = Small::mount(&project.path().join(".oxiflow/state"), "64k") else { return };
     project.run(&["run", "done"]).expect(0);
     project.run(&["run", "p"]).expect(0);
     disk.fill();
@@ -415,20 +381,23 @@ fn old_backups_make_room_for_a_run_before_it_gives_up() {
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done; \
          oxide_flow progress --records 7 --last-id c7'}]\n",
     );
-    let Some(disk) = Small::mount(&project.path().join(".oxiflow/state")) else { return };
+    let Some(disk) = Small::mount(&project.path().join(".oxiflow/state"), "64k") else { return };
     project.write("go", "");
     project.run(&["run", "p"]).expect(0);
-    for name in ["go", "ready"] {
+    const USAGE: &str = ".oxiflow/state/other/usage/store.json";
+    for name in ["go", "ready", USAGE] {
         std::fs::remove_file(project.path().join(name)).unwrap();
     }
     let running = project.start_captured(&["run", "p"]);
     wait_for("the step", || project.path().join("ready").exists().then_some(()));
+    // The run looks for old copies itself once it has begun; measuring the store is the end of that.
+    wait_for("the care of the run", || project.path().join(USAGE).exists().then_some(()));
     // One that need not be kept, and one that must.
     let id = project.run(&["state", "backup", "p"]).expect(0).stdout.trim().to_owned();
     assert_eq!(kept(&project, "backups", "p"), 1);
     age_backup(&project, &id);
     project.run(&["state", "backup", "p"]).expect(0);
-    disk.fill();
+    running.while_suspended(|| disk.fill());
     project.write("go", "");
     let ran = running.finish().expect(0);
     assert!(ran.stderr.contains("copies that need not be kept were removed"), "{}", ran.stderr);

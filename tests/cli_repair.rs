@@ -453,8 +453,8 @@ fn a_damaged_lease_is_replaced_unless_its_worker_lives() {
     let running = project.start(&["run"]);
     wait_for("the step", || project.path().join("ready").exists().then_some(()));
     let epoch = project.state("p").unwrap()["epoch"].as_u64().unwrap();
-    // The worker renews it again and again; stopped, it lives and does not.
-    running.signal("-STOP");
+    // The worker renews it again and again; suspended, it lives and does not.
+    running.suspend();
     damage(&project, LEASE, "\"purpose\":\"run\"", "\"purpose\":\"ruN\"");
     insta::assert_snapshot!(project.run(&["state", "repair", "p", "--yes"]).story(&project), @"
     exit 4

@@ -36,12 +36,12 @@ fn run_into_full_disk(project: &Project, disk: &Small) -> Ran {
         .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
+    let mut running = Running::from(child);
     wait_for("the first checkpoint", || {
         (project.state("p")?["last_processed_id"] == "c1").then_some(())
     });
-    disk.fill();
+    running.while_suspended(|| disk.fill());
     project.write("go", "");
-    let mut running = Running::from(child);
     wait_for_end(&mut running, disk);
     running.finish()
 }
@@ -216,7 +216,7 @@ fn a_state_that_finds_no_space_at_the_end_of_its_step_is_rescued_as_it_ended() {
     wait_for("the step", || {
         (project.state("p")?["step_states"]["a"]["status"] == "running").then_some(())
     });
-    disk.fill();
+    running.while_suspended(|| disk.fill());
     project.write("go", "");
     wait_for_end(&mut running, &disk);
     running.finish().expect(1);
@@ -231,7 +231,7 @@ fn a_state_that_finds_no_space_at_the_end_of_its_step_is_rescued_as_it_ended() {
 #[test]
 fn a_state_is_rescued_when_the_full_disk_costs_the_lease() {
     let project = Project::new(
-        "state: {heartbeat_interval: 100ms, checkpoint_interval: 1h, lease_ttl: 1s}\n",
+        "state: {heartbeat_interval: 100ms, checkpoint_interval: 1h, lease_ttl: 8s}\n",
     );
     project.write(
         "pipelines/p.yaml",
@@ -240,7 +240,7 @@ fn a_state_is_rescued_when_the_full_disk_costs_the_lease() {
     let Some(disk) = Small::mount(&project.path().join(".oxiflow/state"), "64k") else { return };
     let mut running = project.start_captured(&["run"]);
     wait_for("the step", || project.path().join("ready").exists().then_some(()));
-    disk.fill();
+    running.while_suspended(|| disk.fill());
     wait_for_end(&mut running, &disk);
     let ran = running.finish().expect(4);
     assert!(ran.stderr.contains("could not be renewed in time"), "{}", ran.stderr);
