@@ -16,7 +16,9 @@ use crossbeam_channel::select_biased;
 
 use super::events::{Event, RunEvent, StopCause, Stopper};
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
-use super::process::{LONGEST_REPORT, OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess};
+use super::process::{
+    LEFT_IN_PIPES, LONGEST_REPORT, OutputStream, PIPES, ProcessEvent, ProcessSpec, StepProcess,
+};
 use super::relocation;
 use super::session::Run;
 use super::singer;
@@ -26,11 +28,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ErrorType, Progress, StepState};
 use crate::redact::{Redactor, looks_secret};
 
-/// How long is waited in all for what a step that has ended left in its pipes.
+/// How long is waited in all for what is written into a step's pipes after its end, by processes that
+/// it left behind.
 const DRAIN: Duration = Duration::from_secs(1);
-/// How many bytes that can be: three pipes of 64 KiB, and a line of each that was read already. What
-/// comes beyond it is written by others after the step's end.
-const LEFT_IN_PIPES: usize = 2 * 1024 * 1024;
 /// The longest cursor, in bytes: the system takes environment variables of up to 128 KiB.
 const LONGEST_CURSOR: usize = 100 * 1024;
 // JSON may make six bytes of one, and a report may say more than its cursor.
@@ -106,6 +106,7 @@ pub(super) fn follow(
         has_ended: false,
         stderr: VecDeque::new(),
         pipes_open: PIPES,
+        pipes_filled: PIPES,
     };
     following.until_end(run)
 }
@@ -132,6 +133,8 @@ struct Following<'r, 'a> {
     has_ended: bool,
     stderr: VecDeque<String>,
     pipes_open: usize,
+    /// Of how many pipes it is not known that all that the step wrote has come.
+    pipes_filled: usize,
 }
 
 impl Following<'_, '_> {
@@ -290,6 +293,7 @@ impl Following<'_, '_> {
             ProcessEvent::Overlong(line) => {
                 self.warn_of_report(&format!("longer than {LONGEST_REPORT} bytes"), &line);
             }
+            ProcessEvent::PipeEmptied => self.pipes_filled = self.pipes_filled.saturating_sub(1),
             ProcessEvent::PipeClosed => self.pipes_open = self.pipes_open.saturating_sub(1),
             // In the draining after a kill.
             ProcessEvent::Exited(_) => {}
@@ -338,9 +342,16 @@ impl Following<'_, '_> {
         let clock = &self.runner.parts.clock;
         let (mut patience, mut left) = (DRAIN, LEFT_IN_PIPES);
         while self.pipes_open > 0 && left > 0 {
-            let waiting = clock.monotonic();
-            let Ok(event) = self.process.events.recv_timeout(patience) else { break };
-            patience = patience.saturating_sub(clock.monotonic().saturating_sub(waiting));
+            let event = if has_exited && self.pipes_filled > 0 {
+                // It is there, and comes as soon as the threads that read it get a processor.
+                self.process.events.recv().ok()
+            } else {
+                let waiting = clock.monotonic();
+                let event = self.process.events.recv_timeout(patience).ok();
+                patience = patience.saturating_sub(clock.monotonic().saturating_sub(waiting));
+                event
+            };
+            let Some(event) = event else { break };
             if has_exited {
                 left = left.saturating_sub(event.length());
             }

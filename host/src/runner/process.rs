@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -16,7 +16,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
-use rustix::io::FdFlags;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::{Errno, FdFlags};
 use rustix::pipe::PipeFlags;
 
 use super::supervisor;
@@ -34,6 +35,10 @@ pub(super) const LONGEST_REPORT: u64 = 1024 * 1024;
 
 /// How many bytes of a line that is too long are kept to show them.
 const SHOWN: usize = 1024;
+
+/// How many bytes a step that has ended can have left: three pipes of 64 KiB, and a line of each that
+/// was read already. What comes beyond it is written by others after the step's end.
+pub(super) const LEFT_IN_PIPES: usize = 2 * 1024 * 1024;
 
 /// How many events of a step wait for the runner.
 const BACKLOG: usize = 128;
@@ -55,7 +60,9 @@ pub(super) enum ProcessEvent {
     Progress(String),
     /// A line on the progress descriptor that is longer than [`LONGEST_REPORT`]: how it begins.
     Overlong(String),
-    /// No more lines will come from one of the three pipes.
+    /// All that the step wrote into one of the three pipes has come. Others may go on writing there.
+    PipeEmptied,
+    /// No more lines will come from one of the three pipes. It was emptied before.
     PipeClosed,
     /// The step ended.
     Exited(std::io::Result<ExitStatus>),
@@ -66,7 +73,7 @@ impl ProcessEvent {
     pub(super) fn length(&self) -> usize {
         match self {
             Self::Output(_, line) | Self::Progress(line) | Self::Overlong(line) => line.len() + 1,
-            Self::PipeClosed | Self::Exited(_) => 0,
+            Self::PipeEmptied | Self::PipeClosed | Self::Exited(_) => 0,
         }
     }
 }
@@ -139,14 +146,21 @@ impl StepProcess {
             .map_err(|error| failed("no pipe for its progress", error.into()))?;
         rustix::io::fcntl_setfd(&progress_writer, FdFlags::empty())
             .map_err(|error| failed("no pipe for its progress", error.into()))?;
+        let ended = eventfd(0, EventfdFlags::CLOEXEC)
+            .map_err(|error| failed("no descriptor for its end", error.into()))?;
+        let ended = Arc::new(ended);
         let (sender, events) = bounded(BACKLOG);
         let (started, child) = bounded::<Child>(1);
         // It is there before the process that it waits for: without it nobody would know its end.
         let waiter = spawn_thread("step-waiter", {
-            let sender = sender.clone();
+            let (sender, ended) = (sender.clone(), Arc::clone(&ended));
             move || {
                 if let Ok(mut child) = child.recv() {
-                    sender.send(ProcessEvent::Exited(child.wait())).unwrap_or_default();
+                    let status = child.wait();
+                    if let Err(error) = rustix::io::write(&*ended, &1_u64.to_ne_bytes()) {
+                        tracing::error!(%error, "cannot tell that a step has ended");
+                    }
+                    sender.send(ProcessEvent::Exited(status)).unwrap_or_default();
                 }
             }
         })?;
@@ -179,10 +193,12 @@ impl StepProcess {
         })?;
         let out = |line| ProcessEvent::Output(OutputStream::Stdout, line);
         let err = |line| ProcessEvent::Output(OutputStream::Stderr, line);
-        let progress = Some(std::fs::File::from(progress));
-        read_lines(stdout.map(pieces), sender.clone(), out)?;
-        read_lines(stderr.map(pieces), sender.clone(), err)?;
-        read_lines(progress.map(reports), sender, |report| match report {
+        let progress = watched(std::fs::File::from(progress), &ended, &sender);
+        let stdout = stdout.map(|pipe| pieces(watched(pipe, &ended, &sender)));
+        let stderr = stderr.map(|pipe| pieces(watched(pipe, &ended, &sender)));
+        read_lines(stdout, sender.clone(), out)?;
+        read_lines(stderr, sender.clone(), err)?;
+        read_lines(Some(reports(progress)), sender, |report| match report {
             Ok(line) => ProcessEvent::Progress(line),
             Err(line) => ProcessEvent::Overlong(line),
         })?;
@@ -209,6 +225,80 @@ impl Drop for StepProcess {
             && waiter.join().is_err()
         {
             tracing::error!("the thread that waits for a step panicked");
+        }
+    }
+}
+
+/// A pipe that is read to see when all is read that the step wrote: when it is empty once the step
+/// has ended. It may never close, since processes that the step left behind have it open too.
+struct Watched<P, F: FnMut()> {
+    pipe: P,
+    /// Can be read once the step has ended.
+    ended: Arc<OwnedFd>,
+    /// How much more the step can have left there.
+    left: usize,
+    is_emptied: bool,
+    on_emptied: F,
+}
+
+fn watched<P: Read + AsFd>(
+    pipe: P,
+    ended: &Arc<OwnedFd>,
+    events: &Sender<ProcessEvent>,
+) -> impl Read + use<P> {
+    let events = events.clone();
+    Watched {
+        pipe,
+        ended: Arc::clone(ended),
+        left: LEFT_IN_PIPES,
+        is_emptied: false,
+        on_emptied: move || events.send(ProcessEvent::PipeEmptied).unwrap_or_default(),
+    }
+}
+
+impl<P: AsFd, F: FnMut()> Watched<P, F> {
+    /// Waits until there is something to read, or the step has ended; returns whether it has.
+    fn wait(&mut self) -> std::io::Result<bool> {
+        // In this order: what is seen to be empty after the end stays so.
+        let mut ready =
+            [PollFd::new(&*self.ended, PollFlags::IN), PollFd::new(&self.pipe, PollFlags::IN)];
+        while let Err(error) = poll(&mut ready, None) {
+            if error != Errno::INTR {
+                return Err(error.into());
+            }
+        }
+        let [has_ended, has_more] = ready.map(|ready| !ready.revents().is_empty());
+        if !has_more {
+            self.tell();
+        }
+        Ok(has_ended)
+    }
+
+    fn tell(&mut self) {
+        if !std::mem::replace(&mut self.is_emptied, true) {
+            (self.on_emptied)();
+        }
+    }
+}
+
+impl<P: Read + AsFd, F: FnMut()> Read for Watched<P, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let has_ended = !self.is_emptied && self.wait()?;
+        let length = self.pipe.read(buffer)?;
+        if has_ended {
+            self.left = self.left.saturating_sub(length);
+            if self.left == 0 {
+                self.tell();
+            }
+        }
+        Ok(length)
+    }
+}
+
+impl<P, F: FnMut()> Drop for Watched<P, F> {
+    fn drop(&mut self) {
+        if !self.is_emptied {
+            (self.on_emptied)();
         }
     }
 }
@@ -276,4 +366,41 @@ fn read_line(pipe: &mut impl BufRead, most: u64) -> Option<Vec<u8>> {
 fn text(line: &[u8]) -> String {
     let end = line.iter().rposition(|byte| !matches!(byte, b'\n' | b'\r'));
     String::from_utf8_lossy(&line[..end.map_or(0, |end| end + 1)]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_emptied_when_all_is_read_that_a_step_left_there_and_others_may_write_on() {
+        let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (mut writer, (sender, events)) = (std::fs::File::from(writer), bounded(BACKLOG));
+        let mut lines = pieces(watched(std::fs::File::from(reader), &ended, &sender));
+        writer.write_all(b"one\n").unwrap();
+        assert_eq!(lines.next().as_deref(), Some("one"));
+        writer.write_all(b"two\n").unwrap();
+        rustix::io::write(&*ended, &1_u64.to_ne_bytes()).unwrap();
+        assert!(events.is_empty(), "it has ended, and not all is read");
+        assert_eq!(lines.next().as_deref(), Some("two"));
+        assert!(events.is_empty(), "nobody has looked yet whether that was all");
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| lines.next());
+            assert!(matches!(events.recv(), Ok(ProcessEvent::PipeEmptied)));
+            writer.write_all(b"three\n").unwrap();
+            assert_eq!(next.join().unwrap().as_deref(), Some("three"));
+        });
+        drop((writer, lines));
+        assert!(events.is_empty(), "it is told once");
+    }
+
+    #[test]
+    fn a_pipe_that_closes_is_emptied_too() {
+        let ended = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+        let (reader, _) = rustix::pipe::pipe().unwrap();
+        let (sender, events) = bounded(BACKLOG);
+        assert_eq!(pieces(watched(std::fs::File::from(reader), &ended, &sender)).next(), None);
+        assert!(matches!(events.try_recv(), Ok(ProcessEvent::PipeEmptied)));
+    }
 }
