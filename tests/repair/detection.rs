@@ -114,9 +114,11 @@ fn a_healthy_state_has_no_findings_at_two_hundred_random_moments() {
     let mut random = Random::new(4711);
     let (mut seen, mut statuses) = (0, BTreeMap::new());
     let mut running: Option<Running> = None;
+    let mut is_at_work = false;
     let started = Instant::now();
-    while seen < 200 {
-        assert!(started.elapsed() < 3 * kit::PATIENCE, "{seen} moments");
+    let often = |statuses: &BTreeMap<String, u32>| statuses.get("running") > Some(&50);
+    while seen < 200 || statuses.len() < 3 || !often(&statuses) {
+        assert!(started.elapsed() < 3 * kit::PATIENCE, "{seen} moments: {statuses:?}");
         match running.as_mut().map(Running::ended) {
             None | Some(Some(_)) => {
                 // Every other run ends well.
@@ -126,21 +128,25 @@ fn a_healthy_state_has_no_findings_at_two_hundred_random_moments() {
                 }
                 running = Some(project.start(&["run"]));
             }
-            Some(None) => match random.below(40) {
+            // Ended before it had begun, none would come far on a machine that is slow to start it.
+            Some(None) if is_at_work => match random.below(40) {
                 0 => running.take().unwrap().kill(),
                 1 => running.as_ref().unwrap().signal("-TERM"),
                 _ => {}
             },
+            Some(None) => {}
         }
         // What is looked at is a random moment, so there is nothing to wait for.
         std::thread::sleep(Duration::from_millis(random.below(60)));
         let found = inspect(&app.store, app.clock.as_ref(), &name).unwrap();
         assert_eq!(found.findings, [], "{:#}", found.document.unwrap());
         if let Some(document) = found.document {
+            let worker = document["worker_id"].as_str().unwrap_or_default();
+            is_at_work =
+                running.as_ref().is_some_and(|run| worker.contains(&format!("-{}-", run.pid())));
             *statuses.entry(document["status"].as_str().unwrap().to_owned()).or_insert(0) += 1;
             seen += 1;
         }
     }
     eprintln!("{statuses:?}");
-    assert!(statuses.len() >= 3 && statuses["running"] > 50, "{statuses:?}");
 }

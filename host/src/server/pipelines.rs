@@ -251,7 +251,7 @@ mod tests {
             rows.map(|row| row["pipeline"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
         shelf.stall("state/b");
-        let cut = page(None, 300).unwrap();
+        let cut = page(None, 3000).unwrap();
         assert_eq!((names(&cut), &cut["next"]), (vec!["a".to_owned()], &json!("a")));
         let late = page(Some("a"), 50).unwrap_err();
         assert_eq!(late.kind(), ErrorKind::Timeout, "there is no row to go on after");

@@ -211,7 +211,7 @@ mod tests {
         assert_eq!((whole.rows.len(), whole.pipelines, whole.is_complete), (3, Some(3), true));
         assert_eq!((take(60_000, true).rows.len(), take(60_000, true).is_complete), (0, false));
         shelf.stall("state/b");
-        let cut = take(300, false);
+        let cut = take(3000, false);
         assert_eq!((cut.rows.len(), cut.pipelines, cut.is_complete), (1, Some(3), false));
         assert_eq!(cut.rows[0].status, "pending");
     }

@@ -33,18 +33,20 @@ fn a_leftover_of_a_killed_writer_is_replaced_and_never_followed() {
 #[test]
 fn waiting_for_a_lock_ends_at_the_timeout_or_the_deadline_and_names_the_file() {
     let base = tempfile::tempdir().unwrap();
-    let store = open(base.path(), r#"{"lock_timeout": "150ms"}"#).unwrap();
+    let quick = open(base.path(), r#"{"lock_timeout": "150ms"}"#).unwrap();
+    let store = store(base.path());
     let folder = base.path().join(".oxiflow/state/locks");
     let locks = Locks::new(&folder, Duration::from_secs(1));
     let held = locks.acquire("a", &Call::unbounded()).unwrap();
-    for (timeout, expected) in [(5000, 150), (50, 50)] {
+    // The one that is shorter by far counts.
+    for (store, timeout, expected) in [(&quick, 600_000, 150), (&store, 2000, 2000)] {
         let started = Instant::now();
         let error = store.put_within(Duration::from_millis(timeout), "a").unwrap_err();
         let took = started.elapsed();
         assert_eq!(error.kind(), ErrorKind::Timeout);
         let number = crc32fast::hash(b"a") % 64;
         assert!(error.message().contains(&format!("locks/{number:02}.lock")), "{error}");
-        assert!(took >= Duration::from_millis(expected - 1) && took < Duration::from_secs(3));
+        assert!(took >= Duration::from_millis(expected - 1) && took < Duration::from_secs(25));
     }
     // Within one handle, threads wait for each other the same way.
     let error = locks.acquire("a", &Call::within(Duration::from_millis(20)));

@@ -179,10 +179,12 @@ fn processes_that_write_without_pause_starve_nobody() {
         hog.kill().unwrap();
         hog.wait().unwrap();
     }
-    let most = overtaken.unwrap().into_iter().max().unwrap();
-    println!("overtaken at most {most} times");
-    // All have the same chance, so that many in a row do not happen.
-    assert!(most < 200, "overtaken {most} times");
+    let mut overtaken = overtaken.unwrap();
+    overtaken.sort_unstable();
+    println!("overtaken {overtaken:?} times");
+    // All have the same chance, so that many in a row do not happen, but for the few times that this
+    // process has to wait for a processor.
+    assert!(overtaken[90] < 200, "overtaken {overtaken:?} times");
 }
 
 #[test]
