@@ -282,7 +282,7 @@ fn a_backup_is_made_while_a_worker_runs_and_a_restore_waits_for_it() {
     ");
     project.write("end", "");
     project
-        .run(&["state", "restore", "p", "--backup", "latest", "--yes", "--wait", "30s"])
+        .run(&["state", "restore", "p", "--backup", "latest", "--yes", "--wait", "60s"])
         .expect(0);
     running.finish().expect(0);
     assert_eq!(project.state("p").unwrap()["status"], "paused");

@@ -230,9 +230,9 @@ fn a_state_that_finds_no_space_at_the_end_of_its_step_is_rescued_as_it_ended() {
 
 #[test]
 fn a_state_is_rescued_when_the_full_disk_costs_the_lease() {
-    let project = Project::new(
-        "state: {heartbeat_interval: 100ms, checkpoint_interval: 1h, lease_ttl: 8s}\n",
-    );
+    // It says of each renewal that fails, and nobody reads that until it ends.
+    let project =
+        Project::new("state: {heartbeat_interval: 1s, checkpoint_interval: 1h, lease_ttl: 15s}\n");
     project.write(
         "pipelines/p.yaml",
         "pipeline: [{name: a, run: 'oxide_flow progress --records 7 --last-id c7; touch ready; sleep 60'}]\n",
