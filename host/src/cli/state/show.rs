@@ -71,10 +71,9 @@ fn see_spooled(app: &App, pipeline: &PipelineName, outage: Error, ui: &Ui) -> Re
 fn print(app: &App, seen: &Seen, status: &str, ui: &Ui) {
     let now = app.clock.now();
     let state = &seen.state;
-    let success = match state.last_success_timestamp {
-        // It begins with the start.
-        at if at == state.started_at => "none".to_owned(),
-        at => time(at, now),
+    let success = match state.last_success() {
+        Some(at) => time(at, now),
+        None => "none".to_owned(),
     };
     let mut pairs = vec![
         ("Pipeline", state.pipeline_id.to_string()),
