@@ -359,6 +359,10 @@ impl Shared {
             let timeout = if self.tempo.goes_beyond(ttl) {
                 // The supervisor is to hear of every attempt before its own patience ends.
                 (renewed + safe_time(ttl)).saturating_sub(attempted).max(ttl / 4)
+            } else if left.is_zero() && failing.is_none() {
+                // A process that was suspended past its lease is told by the store alone whether it
+                // still holds it.
+                interval.max(ttl / 4)
             } else if left.is_zero() {
                 interval
             } else {
