@@ -12,7 +12,7 @@ over_each_backend!(
 );
 
 /// What one operation may take, and opening the store before it, on a busy machine.
-const BOUND: Duration = Duration::from_secs(45);
+const BOUND: Duration = Duration::from_secs(60);
 
 const COMMANDS: &[&[&str]] =
     &[&["state", "show"], &["state", "list"], &["state", "unlock"], &["run"]];
