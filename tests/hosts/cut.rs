@@ -36,7 +36,10 @@ fn cut_off(test: &str, kind: Kind) {
         assert!(next.at + TICK >= renewed + SHORT, "{next:?} is within the lease of {renewed:?}");
         let checkpoint = stored["last_processed_id"].as_str().expect("a cursor");
         let checkpoint: u64 = checkpoint.parse().expect("a number");
-        assert!(next.does == "begin" && (checkpoint..=last.number).contains(&next.number), "{next:?}");
+        assert!(
+            next.does == "begin" && (checkpoint..=last.number).contains(&next.number),
+            "{next:?}"
+        );
 
         alpha.host.heal();
         let refused = alpha.run(&["run", "p"]).expect(4);
