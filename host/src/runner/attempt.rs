@@ -12,7 +12,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use crossbeam_channel::select_biased;
+use crossbeam_channel::{RecvTimeoutError, select_biased};
 
 use super::events::{Event, RunEvent, StopCause, Stopper};
 use super::orphans::{WORKER_VARIABLE, end_processes_of};
@@ -332,14 +332,22 @@ impl Following<'_, '_> {
         run.update(|state| state.record_time(&self.step.id, total));
     }
 
-    /// Takes what the step wrote before it ended, however long that takes. For what others write on
-    /// that it left behind is waited only for so long, and only so much of it is taken.
+    /// Takes what the step wrote before it ended, however long that takes: also on a machine that is
+    /// too busy to read it. For what others write on that it left behind is waited only for so long,
+    /// and only so much of it is taken.
     fn drain(&mut self, run: &mut Run, mut has_exited: bool) {
         let clock = &self.runner.parts.clock;
         let (mut patience, mut left) = (DRAIN, LEFT_IN_PIPES);
         while self.pipes_open > 0 && left > 0 {
             let waiting = clock.monotonic();
-            let Ok(event) = self.process.events.recv_timeout(patience) else { break };
+            let event = match self.process.events.recv_timeout(patience) {
+                Ok(event) => event,
+                Err(RecvTimeoutError::Timeout) if has_exited && self.process.has_unread() => {
+                    patience = DRAIN;
+                    continue;
+                }
+                Err(_) => break,
+            };
             patience = patience.saturating_sub(clock.monotonic().saturating_sub(waiting));
             if has_exited {
                 left = left.saturating_sub(event.length());

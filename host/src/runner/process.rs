@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::FdFlags;
 use rustix::pipe::PipeFlags;
 
@@ -127,6 +128,8 @@ pub(super) struct StepProcess {
     pub(super) events: Receiver<ProcessEvent>,
     control: Control,
     waiter: Option<JoinHandle<()>>,
+    /// Its pipes, to see what nobody has read yet.
+    pipes: Vec<OwnedFd>,
 }
 
 impl StepProcess {
@@ -173,13 +176,23 @@ impl StepProcess {
         spec.control.set(child.stdin.take());
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         // From here on the step ends also when this does.
-        let process = Self { events, control: spec.control.clone(), waiter: Some(waiter) };
+        let control = spec.control.clone();
+        let mut process = Self { events, control, waiter: Some(waiter), pipes: Vec::new() };
         started.send(child).map_err(|_| {
             Error::new(ErrorKind::Internal, "the thread that waits for a step has ended")
         })?;
         let out = |line| ProcessEvent::Output(OutputStream::Stdout, line);
         let err = |line| ProcessEvent::Output(OutputStream::Stderr, line);
         let progress = Some(std::fs::File::from(progress));
+        let pipes = [
+            stdout.as_ref().map(AsFd::as_fd),
+            stderr.as_ref().map(AsFd::as_fd),
+            progress.as_ref().map(AsFd::as_fd),
+        ];
+        for pipe in pipes.into_iter().flatten() {
+            let pipe = pipe.try_clone_to_owned();
+            process.pipes.push(pipe.map_err(|error| failed("no more descriptors", error))?);
+        }
         read_lines(stdout.map(pieces), sender.clone(), out)?;
         read_lines(stderr.map(pieces), sender.clone(), err)?;
         read_lines(progress.map(reports), sender, |report| match report {
@@ -187,6 +200,15 @@ impl StepProcess {
             Err(line) => ProcessEvent::Overlong(line),
         })?;
         Ok(process)
+    }
+
+    /// Whether something is in its pipes that the threads which read them have not come to.
+    pub(super) fn has_unread(&self) -> bool {
+        let mut pipes: Vec<_> =
+            self.pipes.iter().map(|pipe| PollFd::new(pipe, PollFlags::IN)).collect();
+        // Without an answer nothing is known of any.
+        poll(&mut pipes, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
+            && pipes.iter().any(|pipe| pipe.revents().contains(PollFlags::IN))
     }
 
     /// Asks the step to end: SIGTERM to its process group. `false` when it has ended already.
