@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
 use machine::{Jumping, Machine, Mode, Shared, name};
 use oxide_flow::config::StateSection;
 use oxide_flow::error::{Error, ErrorKind, Result, chain};
@@ -17,7 +18,7 @@ use oxide_flow::layer::{KeySource, Keyring};
 use oxide_flow::lease::{
     Acquire, HeldLease, LeaseEvent, Tempo, Worker, acquire, request_stop, this_process,
 };
-use oxide_flow::model::{PipelineName, PipelineState, PipelineStatus, Progress};
+use oxide_flow::model::{Holder, Lease, PipelineName, PipelineState, PipelineStatus, Progress};
 use oxide_flow::recovery::{
     Deletion, RewriteOptions, Settled, Upkeep, delete, push, read_rescue_file, replay,
 };
@@ -158,6 +159,35 @@ fn a_lease_that_is_answered_late_counts_from_when_it_was_asked_for() {
     let (_held, events) = hold(&machine, Duration::ZERO);
     let event = events.recv_timeout(Duration::from_secs(60)).expect("a renewal");
     assert!(matches!(event, LeaseEvent::Renewed { age } if age >= pause), "{event:?}");
+}
+
+#[test]
+fn a_lease_that_looks_expired_is_watched_for_its_time_however_late_the_first_look_is() {
+    let mut machine = Machine::new(&Shared::default());
+    machine.ttl = Duration::from_millis(300);
+    // Nothing is known of a process on another host.
+    let holder = Holder { host: "elsewhere".into(), ..this_process().unwrap() };
+    let long_ago = machine.clock.now() - TimeDelta::hours(1);
+    let lease = Lease::new(name(), holder, 1, machine.ttl, "run", long_ago);
+    machine.store.save_lease(&lease, &Expected::Absent, Duration::from_secs(30)).unwrap();
+    machine.way.set(Mode::ReadsLateOnce(Duration::from_millis(700)));
+    let (held, _) = hold(&machine, machine.ttl);
+    assert_eq!(held.lease().epoch, 2);
+}
+
+#[test]
+fn a_worker_that_was_suspended_beyond_its_lease_during_a_renewal_asks_once_more() {
+    let clock = Arc::new(Jumping::default());
+    let mut machine = Machine::new(&Shared::default());
+    machine.clock = clock.clone();
+    let (_held, events) = hold(&machine, Duration::from_millis(20));
+    machine.way.set(Mode::HangsOn);
+    wait_for("a renewal under way", || !machine.way.hung("lease/p").is_empty());
+    events.try_iter().for_each(drop);
+    clock.jump(machine.ttl * 2);
+    machine.way.set(Mode::Reachable);
+    let event = events.recv_timeout(Duration::from_secs(60)).expect("news of the lease");
+    assert!(matches!(event, LeaseEvent::Renewed { .. }), "{event:?}");
 }
 
 #[test]

@@ -36,6 +36,8 @@ pub enum Mode {
     HangsOn,
     /// Every call to read does.
     HangsOnReading,
+    /// The next call to read is answered this much later.
+    ReadsLateOnce(Duration),
     /// The next write of a key that begins like this happens, its answer is lost, and the store goes
     /// away.
     LosesAnswer(&'static str),
@@ -74,6 +76,7 @@ impl Way {
             Mode::Hangs | Mode::HangsOn => Err(self.hang(call, key)),
             Mode::Away => Err(BackendError::unavailable("no route")),
             Mode::HangsOnReading
+            | Mode::ReadsLateOnce(_)
             | Mode::Reachable
             | Mode::AnswersLate(_)
             | Mode::LosesAnswer(_) => Ok(()),
@@ -103,6 +106,11 @@ impl Storage for Way {
         self.check(call, key)?;
         if *self.mode.lock().unwrap() == Mode::HangsOnReading {
             return Err(self.hang(call, key));
+        }
+        let mode = *self.mode.lock().unwrap();
+        if let Mode::ReadsLateOnce(pause) = mode {
+            self.set(Mode::Reachable);
+            std::thread::sleep(pause);
         }
         Ok(self.shared.lock().unwrap().1.get(key).cloned())
     }
