@@ -1,5 +1,7 @@
 //! One worker at a time: races, waiting, takeover from the dead and the hanging, fencing.
 
+#![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
+
 mod kit;
 
 use kit::{Project, QUICK, Ran, Running, processes_with, wait_for};
