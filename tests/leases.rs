@@ -1,8 +1,17 @@
 //! One worker at a time: races, waiting, takeover from the dead and the hanging, fencing.
 
+#![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
+
 mod kit;
 
-use kit::{Project, Ran, Running, processes_with, wait_for};
+use kit::{Project, QUICK, Ran, Running, processes_with, wait_for};
+
+/// A project whose lease is to run out in the test, and outlasts a disk that is slow until then.
+fn expiring(pipeline: &str) -> Project {
+    let project = Project::new(&QUICK.replace("lease_ttl: 3s", "lease_ttl: 10s"));
+    project.write("pipelines/p.yaml", pipeline);
+    project
+}
 
 /// A step that says that it runs, and ends when it may.
 const PATIENT: &str = r#"
@@ -27,7 +36,7 @@ fn started(project: &Project, count: usize) -> Vec<String> {
 
 #[test]
 fn of_eight_runners_started_at_once_exactly_one_runs_and_the_others_say_who() {
-    let project = Project::with_pipeline(PATIENT);
+    let project = Project::steady(PATIENT);
     let mut runners: Vec<_> = (0..8).map(|_| project.start_captured(&["run", "p"])).collect();
     let mut refused = Vec::new();
     wait_for("seven runners to give up", || {
@@ -51,7 +60,7 @@ fn of_eight_runners_started_at_once_exactly_one_runs_and_the_others_say_who() {
 
 #[test]
 fn runners_that_wait_run_one_after_the_other() {
-    let project = Project::with_pipeline(
+    let project = Project::steady(
         r#"
 pipeline:
   - name: alone
@@ -63,7 +72,7 @@ pipeline:
 "#,
     );
     let runners: Vec<_> =
-        (0..4).map(|_| project.start_captured(&["run", "p", "--wait", "60s"])).collect();
+        (0..4).map(|_| project.start_captured(&["run", "p", "--wait", "10m"])).collect();
     for runner in runners {
         runner.finish().expect(0);
     }
@@ -73,7 +82,7 @@ pipeline:
 
 #[test]
 fn a_dead_workers_pipeline_is_taken_over_at_once() {
-    let project = Project::with_pipeline(
+    let project = Project::steady(
         r#"
 pipeline:
   - name: wait
@@ -84,17 +93,15 @@ pipeline:
     );
     let first = project.start(&["run", "p"]);
     let dead = started(&project, 1).remove(0);
-    // Runner and supervisor die at once, so that nobody is left to end the step.
+    // Neither runner nor supervisor sees the other die, so that nobody is left to end the step.
     let mark = format!("OXIFLOW_WORKER_ID={dead}");
     let supervisor = processes_with(&mark)
         .into_iter()
         .find(|pid| parent_of(*pid) == Some(first.pid()))
         .expect("the step has a supervisor");
-    let killed = std::process::Command::new("kill")
-        .args(["-9", &supervisor.to_string(), &first.pid().to_string()])
-        .status();
-    assert!(killed.expect("kill starts").success());
-    drop(first);
+    signal(supervisor, "-STOP");
+    first.kill();
+    signal(supervisor, "-KILL");
     assert_ne!(processes_with(&mark), [0; 0], "the step lives on");
     project.write("again", "");
     let ran = project.run(&["run", "p"]).expect(0);
@@ -102,6 +109,11 @@ pipeline:
     assert!(ran.stderr.contains(&taken), "{}", ran.stderr);
     assert!(ran.stderr.contains("which is gone; ended"), "{}", ran.stderr);
     assert_eq!(processes_with(&mark), [0; 0]);
+}
+
+fn signal(pid: u32, signal: &str) {
+    let sent = std::process::Command::new("kill").args([signal, &pid.to_string()]).status();
+    assert!(sent.expect("kill starts").success());
 }
 
 fn parent_of(pid: u32) -> Option<u32> {
@@ -129,14 +141,14 @@ fn version(project: &Project) -> u64 {
 
 #[test]
 fn a_runner_suspended_past_its_lease_is_fenced_when_it_wakes_up() {
-    let project = Project::with_pipeline(COUNTING);
+    let project = expiring(COUNTING);
     let zombie = project.start_captured(&["run", "p"]);
     let zombie_worker = started(&project, 1).remove(0);
     wait_for("some checkpoints", || (version(&project) > 3).then_some(()));
     zombie.suspend();
     let before = project.state("p").expect("a state");
 
-    let second = project.start_captured(&["run", "p", "--wait", "30s"]);
+    let second = project.start_captured(&["run", "p", "--wait", "10m"]);
     let workers = started(&project, 2);
     // The step of the suspended worker ended before the other worker's began.
     assert_eq!(processes_with(&format!("OXIFLOW_WORKER_ID={zombie_worker}")), [0; 0]);
@@ -161,7 +173,7 @@ fn a_runner_suspended_past_its_lease_is_fenced_when_it_wakes_up() {
 
 #[test]
 fn a_runner_suspended_past_its_lease_goes_on_when_nobody_took_over() {
-    let project = Project::with_pipeline(
+    let project = expiring(
         r#"
 pipeline:
   - name: quick
@@ -185,7 +197,7 @@ pipeline:
 
 #[test]
 fn a_step_that_floods_its_output_ends_with_the_lease_of_a_suspended_runner_too() {
-    let project = Project::with_pipeline(
+    let project = expiring(
         r#"
 pipeline:
   - name: loud
@@ -207,7 +219,7 @@ pipeline:
 
 #[test]
 fn the_epoch_grows_over_release_and_survives_the_loss_of_the_lease_record() {
-    let project = Project::with_pipeline("pipeline: [{name: a, run: \"true\"}]");
+    let project = Project::steady("pipeline: [{name: a, run: \"true\"}]");
     let epoch = || project.state("p").expect("a state")["epoch"].as_u64().expect("a number");
     project.run(&["run", "p"]).expect(0);
     assert_eq!(epoch(), 1);
@@ -227,7 +239,8 @@ fn remove_lease(project: &Project) {
 fn a_worker_that_lives_keeps_its_pipeline_also_when_its_lease_record_is_lost() {
     let project = Project::steady(PATIENT);
     // The worker does not look for its lease meanwhile.
-    let yaml = project.read("oxiflow.yaml").replace("interval: 100ms", "interval: 20s");
+    let yaml = project.read("oxiflow.yaml").replace("interval: 100ms", "interval: 10m");
+    let yaml = yaml.replace("lease_ttl: 60s", "lease_ttl: 1h");
     project.write("oxiflow.yaml", &yaml);
     let first = project.start_captured(&["run", "p"]);
     let worker = started(&project, 1).remove(0);
@@ -246,7 +259,7 @@ fn a_worker_that_lives_keeps_its_pipeline_also_when_its_lease_record_is_lost() {
 
 #[test]
 fn a_worker_whose_lease_record_is_lost_and_of_whom_nothing_is_seen_is_taken_over_in_time() {
-    let project = Project::with_pipeline(COUNTING);
+    let project = expiring(COUNTING);
     let first = project.start(&["run", "p"]);
     let worker = started(&project, 1).remove(0);
     wait_for("some checkpoints", || (version(&project) > 3).then_some(()));
@@ -268,7 +281,7 @@ fn stop(project: &Project, runner: Running) -> (Ran, Ran) {
 
 #[test]
 fn a_worker_obeys_a_request_to_stop_and_the_next_run_resumes() {
-    let project = Project::with_pipeline(COUNTING);
+    let project = Project::steady(COUNTING);
     let runner = project.start_captured(&["run", "p"]);
     wait_for("some checkpoints", || (version(&project) > 3).then_some(()));
     let (stopped, runner) = stop(&project, runner);

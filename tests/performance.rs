@@ -63,7 +63,8 @@ fn diagnostics_of_an_idle_store_say_unknown_where_nothing_was_measured() {
     project.run(&["run"]).expect(0);
     let report = diagnostics(&project);
     assert_eq!(report["workers"], json!([]));
-    assert_eq!(target(&report, "average_read")["status"], "ok", "it read a lease itself");
+    let read = target(&report, "average_read");
+    assert!(read["value"].is_number() && read["status"] != "unknown", "it read a lease: {read}");
     for figure in ["average_write", "cache_hit_rate"] {
         let target = target(&report, figure);
         assert_eq!((&target["status"], &target["value"]), (&json!("unknown"), &Value::Null));
@@ -246,7 +247,7 @@ fn a_locked_pipeline_is_not_run_until_it_is_unlocked() {
     WORKER  PIPELINE  STATUS  DOES  HOST  PID  EPOCH  RENEWED
     tester@HOST  p  locked  lock: moving the warehouse  -  -  1  AGO
     ");
-    let waiting = project.start_captured(&["run", "p", "--wait", "60s"]);
+    let waiting = project.start_captured(&["run", "p", "--wait", "10m"]);
     insta::assert_snapshot!(as_other(&project, &["state", "unlock", "p"]).story(&project), @"
     exit 4
     --- stderr
@@ -292,10 +293,20 @@ fn force_takes_another_persons_lock_off() {
 
 #[test]
 fn a_lock_runs_out_by_itself() {
+    let Some(faketime) = kit::faketime() else {
+        return kit::skipped("libfaketime is not installed");
+    };
     let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
-    project.run(&["state", "lock", "p", "--reason", "short", "--ttl", "2s"]).expect(0);
-    project.run(&["run", "p"]).expect(4);
-    wait_for("the lock to run out", || (project.run(&["run", "p"]).code == 0).then_some(()));
+    project.run(&["state", "lock", "p", "--reason", "short", "--ttl", "1h"]).expect(0);
+    for (later, code) in [("+30m", 4), ("+61m", 0)] {
+        let ran = project
+            .command(["run", "p"])
+            .env("LD_PRELOAD", &faketime)
+            .env("FAKETIME", later)
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .output();
+        Ran::from(ran.unwrap()).expect(code);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -30,10 +30,14 @@ pub enum Mode {
     /// A write happens at once, and is answered this much later.
     AnswersLate(Duration),
     Away,
-    /// Every call waits in vain for its answer.
+    /// Every call waits in vain for its answer, until its deadline.
     Hangs,
+    /// Every call waits in vain for its answer for as long as this lasts, whatever its deadline.
+    HangsOn,
     /// Every call to read does.
     HangsOnReading,
+    /// The next call to read is answered this much later.
+    ReadsLateOnce(Duration),
     /// The next write of a key that begins like this happens, its answer is lost, and the store goes
     /// away.
     LosesAnswer(&'static str),
@@ -44,30 +48,53 @@ pub enum Mode {
 pub struct Way {
     pub shared: Shared,
     mode: Arc<Mutex<Mode>>,
+    changed: Arc<Condvar>,
+    /// The calls that hung, or do: their keys, and how long they were allowed to take.
+    hung: Arc<Mutex<Vec<(String, Duration)>>>,
 }
 
 impl Way {
-    pub fn set(&self, mode: Mode) {
-        *self.mode.lock().unwrap() = mode;
+    fn to(shared: &Shared) -> Self {
+        let (shared, mode) = (Arc::clone(shared), Arc::new(Mutex::new(Mode::Reachable)));
+        Self { shared, mode, changed: Arc::default(), hung: Arc::default() }
     }
 
-    fn check(&self, call: &Call) -> Result<(), BackendError> {
+    pub fn set(&self, mode: Mode) {
+        *self.mode.lock().unwrap() = mode;
+        self.changed.notify_all();
+    }
+
+    /// How long each call that hung was allowed to take, of those about this key.
+    pub fn hung(&self, key: &str) -> Vec<Duration> {
+        let hung = self.hung.lock().unwrap();
+        hung.iter().filter(|(about, _)| about == key).map(|(_, allowed)| *allowed).collect()
+    }
+
+    fn check(&self, call: &Call, key: &str) -> Result<(), BackendError> {
         let mode = *self.mode.lock().unwrap();
         match mode {
-            Mode::Hangs => Err(hang(call)),
+            Mode::Hangs | Mode::HangsOn => Err(self.hang(call, key)),
             Mode::Away => Err(BackendError::unavailable("no route")),
             Mode::HangsOnReading
+            | Mode::ReadsLateOnce(_)
             | Mode::Reachable
             | Mode::AnswersLate(_)
             | Mode::LosesAnswer(_) => Ok(()),
         }
     }
-}
 
-fn hang(call: &Call) -> BackendError {
-    let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now()));
-    std::thread::sleep(left.unwrap());
-    BackendError::new(BackendErrorKind::Timeout, "no answer")
+    fn hang(&self, call: &Call, key: &str) -> BackendError {
+        let left = call.deadline().map(|at| at.saturating_duration_since(Instant::now())).unwrap();
+        self.hung.lock().unwrap().push((key.to_owned(), left));
+        let mode = self.mode.lock().unwrap();
+        if *mode == Mode::HangsOn {
+            drop(self.changed.wait_while(mode, |mode| *mode == Mode::HangsOn).unwrap());
+        } else {
+            drop(mode);
+            std::thread::sleep(left);
+        }
+        BackendError::new(BackendErrorKind::Timeout, "no answer")
+    }
 }
 
 impl Storage for Way {
@@ -76,9 +103,14 @@ impl Storage for Way {
     }
 
     fn get(&self, call: &Call, key: &str) -> Result<Option<Entry>, BackendError> {
-        self.check(call)?;
+        self.check(call, key)?;
         if *self.mode.lock().unwrap() == Mode::HangsOnReading {
-            return Err(hang(call));
+            return Err(self.hang(call, key));
+        }
+        let mode = *self.mode.lock().unwrap();
+        if let Mode::ReadsLateOnce(pause) = mode {
+            self.set(Mode::Reachable);
+            std::thread::sleep(pause);
         }
         Ok(self.shared.lock().unwrap().1.get(key).cloned())
     }
@@ -90,7 +122,7 @@ impl Storage for Way {
         value: &[u8],
         expected: &Expected,
     ) -> Result<Version, BackendError> {
-        self.check(call)?;
+        self.check(call, key)?;
         let mut shared = self.shared.lock().unwrap();
         expected.check(shared.1.get(key).map(|entry| &entry.version))?;
         shared.0 += 1;
@@ -111,7 +143,7 @@ impl Storage for Way {
     }
 
     fn delete(&self, call: &Call, key: &str, _: &Expected) -> Result<bool, BackendError> {
-        self.check(call)?;
+        self.check(call, key)?;
         Ok(self.shared.lock().unwrap().1.remove(key).is_some())
     }
 
@@ -122,7 +154,7 @@ impl Storage for Way {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Listed>, BackendError> {
-        self.check(call)?;
+        self.check(call, prefix)?;
         let shared = self.shared.lock().unwrap();
         let found = shared.1.iter().filter(|(key, _)| key.starts_with(prefix));
         let found = found.filter(|(key, _)| after.is_none_or(|after| key.as_str() > after));
@@ -137,7 +169,8 @@ impl Storage for Way {
     }
 }
 
-/// A clock that goes on while nothing else does, as when the process is suspended.
+/// A clock that goes on while nothing else does, as when the process is suspended, and stands still
+/// however slow the machine is.
 #[derive(Default)]
 pub struct Jumping(AtomicU64);
 
@@ -177,7 +210,7 @@ impl Machine {
     }
 
     pub fn with_keys(shared: &Shared, keyring: Option<Keyring>) -> Self {
-        let way = Way { shared: Arc::clone(shared), mode: Arc::new(Mutex::new(Mode::Reachable)) };
+        let way = Way::to(shared);
         let clock = SystemClock::shared();
         let (cache, metrics) = (Arc::new(Cache::new(0)), Arc::new(Metrics::new(Vec::new())));
         // Without retries, which would only make the tests slow.

@@ -19,8 +19,8 @@ pub enum Kind {
     Postgres,
 }
 
-/// How long the leases last that are to run out.
-pub const SHORT: Duration = Duration::from_secs(4);
+/// How long the leases last that are to run out, and not before that.
+pub const SHORT: Duration = Duration::from_secs(10);
 /// How long those last that are not, however busy the machine is.
 pub const LONG: Duration = Duration::from_secs(60);
 
@@ -209,6 +209,14 @@ pub fn uptime() -> Duration {
     seconds(text.split(' ').next().expect("a number"))
 }
 
+/// That clock and the true time at the same instant, though the machine may be busy in between.
+fn both_clocks() -> (Duration, DateTime<Utc>) {
+    wait_for("two clocks to be read at once", || {
+        let (before, now) = (uptime(), Utc::now());
+        (uptime() - before < TICK).then_some((before, now))
+    })
+}
+
 fn seconds(text: &str) -> Duration {
     Duration::from_secs_f64(text.parse().expect("seconds"))
 }
@@ -255,7 +263,8 @@ impl Machine {
         let lease = leases.find(|lease| lease["pipeline_id"] == "p").expect("a worker");
         let shown = lease["renewed_at"].as_str().expect("a time");
         let renewed: DateTime<Utc> = shown.parse().expect("a time");
-        let ago = Utc::now() - (renewed - TimeDelta::seconds(clock));
-        uptime() - ago.to_std().expect("it is past")
+        let (uptime, now) = both_clocks();
+        let ago = now - (renewed - TimeDelta::seconds(clock));
+        uptime - ago.to_std().expect("it is past")
     }
 }

@@ -22,7 +22,7 @@ fn killed(test: &str, kind: Kind) {
         let beta = lab.machine("beta", 2, BEHIND);
         let run = alpha.start(&["run", "p"]);
         let first = lab.counted_by(1);
-        let mut waiting = beta.start(&["run", "p", "--wait", "60s"]);
+        let mut waiting = beta.start(&["run", "p", "--wait", "10m"]);
         lab.counted_by(1);
         for _ in 0..2 {
             let before = records(&beta.state("p"));

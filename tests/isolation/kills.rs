@@ -110,7 +110,7 @@ fn a_run_goes_on_after_a_row_of_kills() {
 #[test]
 fn a_run_whose_processes_are_all_killed_ends_with_its_lease_and_is_resumed() {
     let _beside = beside();
-    let (project, program) = doomed("2s");
+    let (project, program) = doomed("10s");
     let run = start(&project, &program);
     kill_in_a_row(&project, &run, 1_000_000);
     // Nobody tells the step to end: the run does, while it may still hold the lease.

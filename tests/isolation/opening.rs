@@ -5,7 +5,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use crate::kit::{Project, Ran};
-use crate::{ISOLATED, compiled};
+use crate::{ISOLATED, beside, compiled};
 
 /// Runs a command over the `wild` backend, compiled with these flags.
 fn over_wild(flag: impl FnOnce(&Path) -> String) -> Ran {
@@ -30,12 +30,14 @@ fn killed_by(signal: &str, times: u32, folder: &Path) -> String {
 
 #[test]
 fn a_process_that_ends_while_it_opens_the_store_is_started_again() {
+    let _beside = beside();
     let ran = over_wild(|folder| format!("-DAT_OPEN={}", killed_by("SIGKILL", 3, folder)));
     ran.expect(0);
 }
 
 #[test]
 fn a_process_that_never_opens_the_store_is_given_up() {
+    let _beside = beside();
     let ran = over_wild(|_| "-DAT_OPEN=abort()".to_owned());
     let ran = ran.expect(1);
     let told = "the plugin's process was ended by signal SIGABRT while it opened the store";
@@ -44,6 +46,7 @@ fn a_process_that_never_opens_the_store_is_given_up() {
 
 #[test]
 fn a_plugin_that_crashes_as_it_is_loaded_is_to_blame_and_one_that_was_killed_is_not() {
+    let _beside = beside();
     let crashed = over_wild(|_| "-DAT_LOAD=abort()".to_owned()).expect(70).stderr;
     assert!(
         crashed.contains("ended by signal SIGABRT\nhint: report it to the author"),

@@ -7,7 +7,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use crate::kit::{self, Project, Ran, plugin_processes, wait_for};
-use crate::{ISOLATED, QUICK};
+use crate::{ISOLATED, beside};
 
 const SECRETS: [&str; 3] = ["pin-kingfisher", "url-password-heron", "phrase-bittern"];
 
@@ -28,7 +28,7 @@ fn project(fail_in: &str) -> Project {
         "{{fail_in: {fail_in}, pin: {pin}, url: 'https://user:{url}@host/', account: {{phrase: {phrase}}}}}"
     );
     let backend = format!("backend: leaky\n  backend_config: {options}");
-    Project::new(&format!("{ISOLATED}{}", QUICK.replace("backend: file", &backend)))
+    Project::new(&format!("{ISOLATED}{}", kit::steady().replace("backend: file", &backend)))
 }
 
 fn run(project: &Project, plugins: &Path, arguments: &[&str]) -> Ran {
@@ -39,6 +39,7 @@ fn run(project: &Project, plugins: &Path, arguments: &[&str]) -> Ran {
 
 #[test]
 fn no_secret_comes_back_in_an_error_or_a_log_line() {
+    let _beside = beside();
     let plugins = leaky();
     for fail_in in ["open", "get", "put", "list", "nothing"] {
         let project = project(fail_in);
@@ -63,6 +64,7 @@ fn no_secret_comes_back_in_an_error_or_a_log_line() {
 
 #[test]
 fn a_process_does_not_show_the_options_to_whoever_lists_processes() {
+    let _beside = beside();
     let plugins = leaky();
     let project = project("nothing");
     project.write("pipelines/p.yaml", "pipeline: [{name: a, run: sleep 60}]\n");

@@ -48,10 +48,13 @@ echo ready
 exec cat"#;
 
 /// Runs a test in a network of its own, which ends with it, however it ends: it starts this program
-/// again for the test of this full name alone. Says what is skipped where that cannot be done.
+/// again for the test of this full name alone, with its temporary files in memory: a slow disk makes no
+/// lease run out. Says what is skipped where that cannot be done.
 #[track_caller]
 pub fn in_a_private_network(test: &str, body: impl FnOnce()) {
     if std::env::var(INSIDE).is_ok_and(|inside| inside == test) {
+        let temporary = std::env::temp_dir().display().to_string();
+        run(&["mount", "-t", "tmpfs", "-o", "mode=1777", "none", &temporary]);
         run(&["ip", "link", "set", "lo", "up"]);
         run(&["ip", "address", "add", &format!("{SERVER}/32"), "dev", "lo"]);
         return body();
@@ -61,11 +64,13 @@ pub fn in_a_private_network(test: &str, body: impl FnOnce()) {
     }
     // Built before, where cargo has the network it may want.
     kit::plugin_folder();
+    let temporary = TempDir::with_prefix("oxiflow-memory-").expect("a folder");
     let ran = Command::new("unshare")
         .args(["--net", "--mount", "--propagation=private", "--"])
         .arg(std::env::current_exe().expect("this program has a path"))
         .args([test, "--exact", "--nocapture"])
         .env(INSIDE, test)
+        .env("TMPDIR", temporary.path())
         .output();
     let ran = Ran::from(ran.expect("unshare starts"));
     println!("{}{}", ran.stdout, ran.stderr);

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::kit::Ran;
 use crate::proxy::Behaviour;
 use crate::{Store, counting};
 
@@ -12,7 +13,7 @@ over_each_backend!(
 );
 
 /// What one operation may take, and opening the store before it, on a busy machine.
-const BOUND: Duration = Duration::from_secs(45);
+const BOUND: Duration = Duration::from_secs(60);
 
 const COMMANDS: &[&[&str]] =
     &[&["state", "show"], &["state", "list"], &["state", "unlock"], &["run"]];
@@ -55,8 +56,10 @@ fn end_in_silence(store: &Store, pipeline: &str, command: &[&str], last: bool) {
     } else {
         lane.proxy.behave(Behaviour::BlackHole);
     }
+    // Building the plugins is no part of its time.
+    let mut program = lane.project.command(&arguments);
     let started = Instant::now();
-    let ran = lane.project.run(&arguments);
+    let ran = Ran::from(program.output().expect("the program starts"));
     let took = started.elapsed();
     assert!(took < BOUND, "{context}: {took:?}: {}", ran.stderr);
     if !last {

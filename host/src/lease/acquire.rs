@@ -106,8 +106,9 @@ pub fn acquire(
             }
             Some(lease) if lease.value.is_released() => None,
             Some(lease) => {
-                let watch = watch.get_or_insert_with(|| Watch::begin(lease, clock.monotonic()));
-                let watched = watch.observe(lease, clock.monotonic());
+                let now = clock.monotonic();
+                let watch = watch.get_or_insert_with(|| Watch::begin(lease, now));
+                let watched = watch.observe(lease, now);
                 let alive = match &unleased {
                     Some(unleased) => liveness_by_id(&unleased.value.holder.worker_id),
                     None => liveness(&lease.value.holder),
@@ -123,16 +124,14 @@ pub fn acquire(
                             Some(_) => alive != Liveness::Alive,
                             None => !lease.value.looks_fresh(clock.now()),
                         };
-                    let patience = if doubtful {
-                        request.wait.max(lease.value.ttl() + LONGEST_LOOK)
-                    } else {
-                        request.wait
-                    };
+                    // Its time counts from the first look, which may have taken a while.
+                    let goes_on = doubtful && now - watch.begun < lease.value.ttl() + LONGEST_LOOK;
                     // Also when the first look took all the time that there was for it.
-                    if !patience.is_zero() && !std::mem::replace(&mut told, true) {
+                    let may_wait = goes_on || !request.wait.is_zero();
+                    if may_wait && !std::mem::replace(&mut told, true) {
                         (request.on_wait)(&lease.value);
                     }
-                    if clock.monotonic() - started >= patience {
+                    if !goes_on && now - started >= request.wait {
                         return Err(match &unleased {
                             Some(unleased) => held_without_lease(&unleased.value),
                             None => held(&lease.value, request.purpose),
@@ -206,6 +205,8 @@ fn begin(store: &StateStore, lease: &Versioned<Lease>) -> Result<()> {
 
 /// What was seen of a lease since it is watched.
 struct Watch {
+    /// When it was seen first.
+    begun: Duration,
     version: Version,
     /// Since when this version has been seen.
     since: Duration,
@@ -218,7 +219,8 @@ struct Watch {
 impl Watch {
     fn begin(lease: &Versioned<Lease>, now: Duration) -> Self {
         let Lease { epoch, renewed_at, .. } = lease.value;
-        Self { version: lease.version, since: now, epoch, renewed_at, is_renewed: false }
+        let version = lease.version;
+        Self { begun: now, version, since: now, epoch, renewed_at, is_renewed: false }
     }
 
     /// Notes what is seen now, and says for how long it has been seen.

@@ -359,8 +359,13 @@ impl Shared {
             let timeout = if self.tempo.goes_beyond(ttl) {
                 // The supervisor is to hear of every attempt before its own patience ends.
                 (renewed + safe_time(ttl)).saturating_sub(attempted).max(ttl / 4)
+            } else if attempted >= renewed + ttl {
+                // Only a process that was suspended comes here. The store alone knows whether it still
+                // holds the lease.
+                interval.max(ttl / 4)
             } else if left.is_zero() {
-                interval
+                // The last one ends before others may take over.
+                (renewed + ttl).saturating_sub(attempted) / 2
             } else {
                 // One that hangs leaves time for another, over a new connection.
                 (left / 2).max(interval.min(left))
@@ -375,7 +380,13 @@ impl Shared {
                     let give_up =
                         if goes_beyond { give_up } else { give_up.min(renewed + safe_time(ttl)) };
                     // Time left is measured anew: the attempt itself took some.
-                    let left = give_up.saturating_sub(self.clock.monotonic());
+                    let now = self.clock.monotonic();
+                    let left = give_up.saturating_sub(now);
+                    // An attempt in which the process was suspended says nothing of the store.
+                    if left.is_zero() && attempted < renewed + ttl && now >= renewed + ttl {
+                        pause = Duration::ZERO;
+                        continue;
+                    }
                     if left.is_zero() {
                         let (cause, outage) = (crate::error::chain(&error), error.is_outage());
                         return self.lose(LostReason::Expired { cause, outage });

@@ -113,24 +113,30 @@ impl Spool {
         let file = folder.join(format!("{}-{}.{ENTRY}", state.epoch, state.version));
         let sealed = seal(store, rescued)?;
         durable::replace_private(&file, &sealed)?;
-        self.remove_except(state, Some(&file));
+        self.remove(state, |save| save != state.version);
         Ok(file)
     }
 
     /// Removes what a worker spooled, once its state is in the store.
     pub fn clear(&self, state: &PipelineState) {
-        self.remove_except(state, None);
+        self.remove(state, |_| true);
     }
 
-    /// Removes the entries of the worker that saved `state`, but for one. What cannot be removed is
-    /// found to be stored or superseded when it is replayed.
-    fn remove_except(&self, state: &PipelineState, keep: Option<&Path>) {
+    /// Removes what a worker spooled up to this state, which somebody put into the store. A worker
+    /// that was killed may have left the one before it as well.
+    pub fn clear_up_to(&self, state: &PipelineState) {
+        self.remove(state, |save| save <= state.version);
+    }
+
+    /// Removes those entries of the worker that saved `state` whose save is `old`. What cannot be
+    /// removed is found to be stored or superseded when it is replayed.
+    fn remove(&self, state: &PipelineState, old: impl Fn(u64) -> bool) {
         let prefix = format!("{}-", state.epoch);
         let removed = files(&self.folder(&state.pipeline_id), ENTRY).and_then(|files| {
-            let name =
-                |file: &Path| file.file_name().map(|name| name.to_string_lossy().into_owned());
-            let theirs = |file: &PathBuf| name(file).is_some_and(|name| name.starts_with(&prefix));
-            let mut old = files.into_iter().filter(|file| theirs(file) && keep != Some(file));
+            let save = |file: &PathBuf| {
+                file.file_stem()?.to_str()?.strip_prefix(&prefix)?.parse::<u64>().ok()
+            };
+            let mut old = files.into_iter().filter(|file| save(file).is_some_and(&old));
             old.try_for_each(std::fs::remove_file)
         });
         if let Err(error) = removed {

@@ -79,6 +79,12 @@ impl Run {
         self.clock.monotonic().saturating_sub(lease.age()) > degraded.failed
     }
 
+    /// Whether the lease has not been renewed for so long that the run may not go on, unless it is
+    /// renewed now: a step that began would be ended at once.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.lease.as_ref().is_some_and(|held| held.doubt() > safe_time(held.lease().ttl()))
+    }
+
     /// Whether a save that failed like this goes to the spool.
     pub(super) fn falls_back_on(&self, error: &Error) -> bool {
         self.fallback.enabled && error.is_outage()
@@ -201,7 +207,7 @@ impl Run {
         let degraded = self.degraded.as_ref()?;
         let (pipeline, run) = (&self.state.pipeline_id, &self.state.run_id);
         // A process that was suspended may come here before its heartbeat has seen the time.
-        if self.lease.as_ref().is_some_and(|held| held.doubt() > safe_time(held.lease().ttl())) {
+        if self.is_in_doubt() {
             let expired = LostReason::Expired { cause: degraded.cause.clone(), outage: true };
             return Some(self.where_it_is(expired.to_error(pipeline)));
         }

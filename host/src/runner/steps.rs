@@ -27,6 +27,8 @@ use crate::store::StateStore;
 
 const FIRST_BACKOFF: Duration = Duration::from_secs(1);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
+/// How often a lease in doubt is looked at.
+const DOUBT_LOOK: Duration = Duration::from_millis(50);
 
 /// Runs one pipeline once.
 pub struct Runner<'a> {
@@ -265,12 +267,15 @@ impl<'a> Runner<'a> {
         Err(Error::new(ErrorKind::Internal, "a step has more attempts than can be counted"))
     }
 
-    /// Waits between two attempts, unless the run is stopped meanwhile.
+    /// Waits between two attempts, and for as long as it is in doubt whether the lease is held,
+    /// unless the run is stopped meanwhile.
     fn pause(&self, run: &mut Run, pause: Duration) -> Result<Option<StopCause>> {
         let end = self.parts.clock.monotonic() + pause;
         loop {
             let left = end.saturating_sub(self.parts.clock.monotonic());
-            match self.events.recv_timeout(left) {
+            // Its heartbeat is about to renew it, or to say that it is lost.
+            let least = if run.is_in_doubt() { DOUBT_LOOK } else { Duration::ZERO };
+            match self.events.recv_timeout(left.max(least)) {
                 Ok(Event::Stop(cause)) => return Ok(Some(cause)),
                 Ok(Event::Lost(reason)) => {
                     let error = reason.to_error(&run.state().pipeline_id);
@@ -281,6 +286,7 @@ impl<'a> Runner<'a> {
                     run.catch_up()?;
                     self.tell_degradation(run);
                 }
+                Err(RecvTimeoutError::Timeout) if !least.is_zero() => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(None),
             }
         }

@@ -42,10 +42,12 @@ pub(super) fn run(app: &App, args: &PushArgs, ui: &Ui) -> Result<ExitCode> {
     }
     let state = format!("{}, now at version {}", describe(&pushed.state), pushed.state.version);
     // In the spool it would be replayed by the next run.
-    if app.spool().holds(&args.file) {
+    let spool = app.spool();
+    if spool.holds(&args.file) {
         std::fs::remove_file(&args.file).map_err(|error| {
             Error::new(ErrorKind::Io, format!("cannot remove {shown}")).because(error)
         })?;
+        spool.clear_up_to(&rescued.state);
         ui.aside(&format!("put back the state of `{pipeline}`: {state}; {shown} is removed"));
     } else {
         ui.aside(&format!("put back the state of `{pipeline}`: {state}; {shown} can be deleted"));
