@@ -7,7 +7,7 @@ mod kit;
 
 use std::path::PathBuf;
 
-use kit::{Project, steady, wait_for};
+use kit::{Project, QUICK, wait_for};
 use serde_json::{Value, json};
 
 /// Three records up to the cursor in a file.
@@ -27,7 +27,7 @@ pipeline:
 
 /// A project whose pipeline has run up to this cursor.
 fn after_run_to(cursor: &str) -> Project {
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     run_to(&project, cursor);
     project
 }
@@ -261,7 +261,7 @@ fn what_there_is_not_is_told() {
 
 #[test]
 fn a_backup_is_made_while_a_worker_runs_and_a_restore_waits_for_it() {
-    let project = Project::steady(PATIENT);
+    let project = Project::with_pipeline(PATIENT);
     let running = project.start(&["run", "p"]);
     wait_for("the first checkpoint", || {
         (project.state("p")?["last_processed_id"] == "c1").then_some(())
@@ -429,7 +429,7 @@ fn a_point_in_time_is_restored_from_history_without_any_backup() {
 
 #[test]
 fn encrypted_backups_need_their_key() {
-    let project = Project::new(&format!("{}  encryption: {{key_file: key}}\n", steady()));
+    let project = Project::new(&format!("{QUICK}  encryption: {{key_file: key}}\n"));
     project.write("pipelines/p.yaml", PIPELINE);
     let key = |text: &str| {
         use std::os::unix::fs::PermissionsExt;
@@ -451,7 +451,7 @@ fn encrypted_backups_need_their_key() {
 
 #[test]
 fn a_run_backs_its_state_up_now_and_then_and_at_its_end() {
-    let project = Project::steady(PATIENT);
+    let project = Project::with_pipeline(PATIENT);
     let yaml = project.read("oxiflow.yaml");
     project.write("oxiflow.yaml", &format!("{yaml}  backup_interval: 300ms\n"));
     let running = project.start_captured(&["run", "p"]);
@@ -481,7 +481,7 @@ fn a_run_backs_its_state_up_now_and_then_and_at_its_end() {
 #[test]
 fn backups_that_are_off_are_not_made() {
     for off in ["backup_interval: \"off\"", "backup_enabled: false"] {
-        let project = Project::steady(PIPELINE);
+        let project = Project::with_pipeline(PIPELINE);
         let yaml = project.read("oxiflow.yaml");
         project.write("oxiflow.yaml", &format!("{yaml}  {off}\n  history_keep: 0\n"));
         run_to(&project, "c1");
@@ -489,7 +489,7 @@ fn backups_that_are_off_are_not_made() {
         assert_eq!(backups(&project).len(), 0, "{off}");
     }
     // Otherwise a pipeline that has ended and nothing is kept of is backed up at once.
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     let yaml = project.read("oxiflow.yaml");
     project.write("oxiflow.yaml", &format!("{yaml}  history_keep: 0\n"));
     run_to(&project, "c1");
@@ -534,7 +534,7 @@ fn a_run_and_maintain_apply_the_retention_and_spare_the_newest_good_backup() {
 
 #[test]
 fn a_failure_of_the_care_is_a_warning_and_not_a_failed_run() {
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     // A file where the folder of the backups has to be.
     project.write(".oxiflow/state/backups/p", "in the way");
     let yaml = project.read("oxiflow.yaml");

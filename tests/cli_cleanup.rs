@@ -14,7 +14,7 @@ const PIPELINE: &str = "pipeline: [{name: a, run: 'oxide_flow progress --records
 /// A project with pipelines that ended well (`done`), failed (`failed`), and keep their cursor for
 /// the next run (`daily`).
 fn project() -> Project {
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     project.write("pipelines/done.yaml", PIPELINE);
     project.write("pipelines/failed.yaml", PIPELINE);
     project.write(
@@ -154,7 +154,7 @@ fn a_damaged_state_can_be_deleted_and_its_bytes_are_kept() {
 
 #[test]
 fn a_state_with_a_live_worker_is_neither_deleted_nor_cleaned_up() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: 'oxide_flow progress --records 1; until test -e end; do sleep 0.01; done'}]\n",
     );
     let running = project.start(&["run", "p"]);
@@ -324,7 +324,7 @@ fn a_person_who_has_locked_a_pipeline_keeps_its_state() {
 
 #[test]
 fn a_store_that_is_full_to_the_brim_is_cleaned_up_and_works_again() {
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     for name in ["done", "other"] {
         project.write(&format!("pipelines/{name}.yaml"), PIPELINE);
     }

@@ -17,7 +17,7 @@ const STEP: &str =
     "pipeline: [{name: a, run: 'oxide_flow progress --records 3 --last-id cursor-4711'}]\n";
 
 fn configure(project: &Project, encryption: &str) {
-    project.write("oxiflow.yaml", &format!("{}{encryption}", kit::steady()));
+    project.write("oxiflow.yaml", &format!("{}{encryption}", kit::QUICK));
 }
 
 fn key_file(project: &Project, name: &str, byte: u8) {
@@ -28,7 +28,7 @@ fn key_file(project: &Project, name: &str, byte: u8) {
 
 /// A project with this pipeline as `p`, encrypted with the key file `one`.
 fn encrypted(pipeline: &str) -> Project {
-    let project = Project::steady(pipeline);
+    let project = Project::with_pipeline(pipeline);
     key_file(&project, "one", 1);
     key_file(&project, "two", 2);
     configure(&project, "  encryption: {key_file: one}\n");
@@ -70,7 +70,7 @@ fn nothing_of_a_state_but_its_header_is_on_the_disk() {
     assert_eq!(found_in_store(&project, CURSOR), [] as [&str; 0]);
     assert_eq!(found_in_store(&project, "worker_id"), [] as [&str; 0], "leases are encrypted too");
     // The test can see a cursor where one is.
-    let plain = Project::steady(STEP);
+    let plain = Project::with_pipeline(STEP);
     plain.run(&["run"]).expect(0);
     assert_eq!(found_in_store(&plain, CURSOR).len(), 2, "in the state and in its history");
     let record = std::fs::read(project.path().join(".oxiflow/state/states/p.json")).unwrap();
@@ -170,7 +170,7 @@ fn with_passphrase(project: &Project, arguments: &[&str]) -> Ran {
 
 #[test]
 fn a_passphrase_is_derived_once_in_a_process_and_only_when_it_is_needed() {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     project.write("pipelines/q.yaml", STEP);
     project.run(&["run", "p"]).expect(0);
     configure(&project, "  encryption: {passphrase_env: STATE_PASSPHRASE}\n");
@@ -191,7 +191,7 @@ fn a_passphrase_is_derived_once_in_a_process_and_only_when_it_is_needed() {
 
 #[test]
 fn a_step_does_not_see_the_passphrase_of_the_state() {
-    let project = Project::steady("pipeline: [{name: a, run: 'env > seen'}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: 'env > seen'}]\n");
     configure(&project, "  encryption: {passphrase_env: STATE_PASSPHRASE}\n");
     with_passphrase(&project, &["run"]).expect(0);
     assert!(project.read("seen").contains("OXIFLOW_PIPELINE=p"));
@@ -303,7 +303,7 @@ fn rekey_seals_every_record_with_the_current_key() {
 
 #[test]
 fn rekey_plans_without_the_memory_for_all_records_at_once() {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     project.run(&["run"]).expect(0);
     let mut state = project.state("p").unwrap();
     state["metadata"] = serde_json::json!({"large": "x".repeat(3_000_000)});
@@ -402,7 +402,7 @@ fn effort_of_showing(project: &Project) -> Duration {
 
 #[test]
 fn showing_an_unencrypted_state_is_as_quick_with_a_passphrase_as_without() {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     project.run(&["run"]).expect(0);
     let quickest = |project: &Project| (0..7).map(|_| effort_of_showing(project)).min().unwrap();
     let without = quickest(&project);

@@ -15,7 +15,7 @@ pipeline:
 
 /// A project whose pipeline `p` failed at its second step.
 fn failed() -> Project {
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     project.run(&["run"]).expect(1);
     project
 }
@@ -37,7 +37,7 @@ fn an_export_in_any_format_comes_back_the_same() {
     for format in oxide_flow::format::names() {
         let project = failed();
         let before = project.state("p").unwrap();
-        let other = Project::steady(PIPELINE);
+        let other = Project::with_pipeline(PIPELINE);
         let file = other.path().join("in");
         let export = ["state", "export", "p", "--format", &format];
         let output = project.command(export).output().unwrap();
@@ -177,7 +177,7 @@ fn replacing_needs_a_yes_and_leaves_a_backup() {
 fn a_state_comes_in_over_standard_input() {
     let project = failed();
     let exported = project.run(&["state", "export", "p", "--format", "yaml"]).expect(0).stdout;
-    let other = Project::steady(PIPELINE);
+    let other = Project::with_pipeline(PIPELINE);
     insta::assert_snapshot!(other.run_with_input(&["state", "import", "p", "--file", "-"], &exported).story(&other), @"
     exit 0
     --- stderr
@@ -429,7 +429,7 @@ fn a_large_state_is_imported_and_shown() {
 
 #[test]
 fn import_refuses_while_a_worker_runs_and_names_it() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     let running = project.start_captured(&["run"]);

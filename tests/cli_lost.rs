@@ -20,7 +20,7 @@ pipeline:
 
 /// A project whose pipeline `p` ran once, to its end.
 fn completed(more: &str) -> Project {
-    let project = Project::steady(INCREMENTAL);
+    let project = Project::with_pipeline(INCREMENTAL);
     let yaml = project.read("oxiflow.yaml") + more;
     project.write("oxiflow.yaml", &yaml);
     project.run(&["run", "--quiet"]).expect(0);
@@ -207,7 +207,7 @@ fn under_way(project: &Project) -> kit::Running {
 
 #[test]
 fn a_state_whose_file_is_removed_during_a_run_is_stored_again_by_it() {
-    let project = Project::steady(PATIENT);
+    let project = Project::with_pipeline(PATIENT);
     let run = under_way(&project);
     remove(&project, STATE);
     project.write("go", "");
@@ -226,7 +226,7 @@ fn a_state_whose_file_is_removed_during_a_run_is_stored_again_by_it() {
 
 #[test]
 fn a_run_whose_whole_store_is_lost_is_resumed_from_what_it_spooled() {
-    let project = Project::steady(PATIENT);
+    let project = Project::with_pipeline(PATIENT);
     let run = under_way(&project);
     // A heartbeat would put a file into a folder that is about to be removed.
     run.while_suspended(|| {

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 /// A project whose pipeline `p` ran.
 fn ran() -> Project {
-    let project = Project::steady("pipeline: [{name: a, run: oxide_flow progress --records 1}]\n");
+    let project =
+        Project::with_pipeline("pipeline: [{name: a, run: oxide_flow progress --records 1}]\n");
     project.run(&["run"]).expect(0);
     project
 }

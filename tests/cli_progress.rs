@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 fn run(script: &str) -> (Project, kit::Ran, Value) {
     let pipeline = json!({"pipeline": [{"name": "a", "run": script}]});
     // JSON is YAML.
-    let project = Project::steady(&pipeline.to_string());
+    let project = Project::with_pipeline(&pipeline.to_string());
     let ran = project.run(&["run"]).expect(0);
     let state = project.state("p").unwrap();
     (project, ran, state)
@@ -148,7 +148,7 @@ fn kibibytes(pid: u32, name: &str) -> u64 {
 #[test]
 fn a_step_waits_for_those_who_read_its_output_and_a_stop_does_not_wait_for_either() {
     const MOST_KIBIBYTES: u64 = 300 * 1024;
-    let project = Project::steady("pipeline: [{name: a, run: 'exec yes'}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: 'exec yes'}]\n");
     let mut run =
         project.command(["run"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     // Nobody reads for a while, as when the output of a terminal is held.
@@ -194,7 +194,7 @@ fn output_on_both_streams_keeps_its_stream_and_its_order() {
 
 #[test]
 fn a_completion_is_estimated_while_a_step_with_a_total_runs() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - name: a
@@ -229,7 +229,7 @@ fn a_cursor_that_no_variable_can_hold_does_not_block_the_pipeline_for_good() {
         echo '{"records": 1, "last_id": "a\u0000b"}' >&$OXIFLOW_PROGRESS_FD
         exit 3"#;
     let pipeline = json!({"pipeline": [{"name": "a", "run": script}]});
-    let project = Project::steady(&pipeline.to_string());
+    let project = Project::with_pipeline(&pipeline.to_string());
     insta::assert_snapshot!(project.run(&["run"]).expect(1).story(&project), @"
     exit 1
     --- stderr
@@ -252,7 +252,7 @@ fn the_longest_cursor_is_taken_however_it_is_written_and_given_back() {
         cat report >&$OXIFLOW_PROGRESS_FD
         exit 3"#;
     let pipeline = json!({"pipeline": [{"name": "a", "run": script}]});
-    let project = Project::steady(&pipeline.to_string());
+    let project = Project::with_pipeline(&pipeline.to_string());
     // Six bytes of JSON for one of the cursor.
     let report = |cursor: usize| {
         let cursor = r"\u0001".repeat(cursor);
@@ -277,7 +277,7 @@ fn more_records_than_the_total_are_no_reason_to_fail() {
 
 #[test]
 fn progress_outside_a_step_and_with_wrong_numbers_is_wrong_usage() {
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     insta::assert_snapshot!(project.run(&["progress", "--records", "1"]).story(&project), @"
     exit 2
     --- stderr

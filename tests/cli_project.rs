@@ -5,7 +5,7 @@ mod kit;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-use kit::{Project, QUICK, Ran, contents, steady};
+use kit::{Project, QUICK, Ran, contents};
 
 #[test]
 fn a_new_project_runs_as_it_is() {
@@ -246,7 +246,7 @@ fn hostile_names() -> Vec<OsString> {
 #[test]
 fn a_hostile_name_is_wrong_usage_everywhere_and_touches_nothing() {
     let project = Project::new("");
-    project.write("inner/oxiflow.yaml", &steady());
+    project.write("inner/oxiflow.yaml", QUICK);
     project.write("inner/pipelines/p.yaml", "pipeline: [{name: a, run: touch ran}]\n");
     let run = |arguments: &[&OsStr]| {
         let output = project.command(arguments).current_dir(project.path().join("inner")).output();
@@ -445,7 +445,7 @@ fn without_a_project_every_command_says_how_to_start_one() {
 
 #[test]
 fn the_project_is_found_upwards_and_by_option_and_steps_run_in_its_folder() {
-    let project = Project::steady("pipeline: [{name: a, run: pwd}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: pwd}]\n");
     project.write("deep/er/file", "");
     let folder = project.path().canonicalize().unwrap();
     let expected = format!("a | {}\n", folder.display());
@@ -460,7 +460,7 @@ fn the_project_is_found_upwards_and_by_option_and_steps_run_in_its_folder() {
 #[test]
 fn wrong_pipeline_files_are_told_with_their_place() {
     let refused = |pipeline: &str| {
-        let project = Project::steady(pipeline);
+        let project = Project::with_pipeline(pipeline);
         let ran = project.run(&["run"]);
         let check = project.run(&["pipeline", "check"]);
         assert_eq!((ran.code, check.code), (2, 2));
@@ -519,7 +519,7 @@ fn wrong_pipeline_files_are_told_with_their_place() {
 
 #[test]
 fn a_pipeline_file_that_is_no_text_says_so() {
-    let project = Project::steady("");
+    let project = Project::with_pipeline("");
     std::fs::write(project.path().join("pipelines/p.yaml"), b"pipeline: \xff").unwrap();
     insta::assert_snapshot!(project.run(&["run", "p"]).story(&project), @"
     exit 2

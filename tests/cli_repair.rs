@@ -21,7 +21,7 @@ pipeline:
 
 /// A project whose pipeline `p` failed at its second step.
 fn failed() -> Project {
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     project.run(&["run", "--quiet"]).expect(1);
     project
 }
@@ -428,7 +428,7 @@ fn an_older_record_put_back_in_its_place_is_found_out() {
 
 #[test]
 fn a_repair_is_refused_while_a_worker_lives() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     let running = project.start(&["run"]);
@@ -447,7 +447,7 @@ fn a_repair_is_refused_while_a_worker_lives() {
 
 #[test]
 fn a_damaged_lease_is_replaced_unless_its_worker_lives() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     let running = project.start(&["run"]);
@@ -607,7 +607,7 @@ fn a_run_repairs_by_itself_what_loses_nothing_and_says_so() {
 
 #[test]
 fn a_state_that_is_damaged_again_and_again_is_left_to_a_person() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     let yaml = project.read("oxiflow.yaml") + "  auto_repair: true\n  max_repair_attempts: 2\n";

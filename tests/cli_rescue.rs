@@ -74,7 +74,7 @@ fn hide_name(story: &str) -> String {
 
 /// A project whose run could not save `cursor-c2`, with room again, and the rescue file.
 fn after_full_disk(configuration: &str) -> Option<(Project, Small, PathBuf, Ran)> {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     let yaml = project.read("oxiflow.yaml") + configuration;
     project.write("oxiflow.yaml", &yaml);
     project.write("key", &"07".repeat(32));
@@ -189,7 +189,7 @@ fn a_rescued_state_of_an_encrypted_store_is_encrypted_too() {
 
 #[test]
 fn a_state_is_rescued_elsewhere_when_the_project_is_on_the_full_disk() {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     let Some(disk) = Small::mount(&project.path().join(".oxiflow"), "64k") else { return };
     let ran = run_into_full_disk(&project, &disk).expect(1);
     let file = rescued(&project.path().join("tmp"));
@@ -252,7 +252,7 @@ fn a_state_is_rescued_when_the_full_disk_costs_the_lease() {
 
 #[test]
 fn files_that_are_no_rescued_states_are_refused() {
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     project.run(&["run"]).expect(0);
     project.write("garbage", "{}\n");
     let mut told = String::new();

@@ -19,7 +19,7 @@ const SCHEMA: &str = r#"{
 
 /// A project whose pipeline has run, with these rules since then.
 fn project(rules: &str) -> Project {
-    let project = Project::steady(STEPS);
+    let project = Project::with_pipeline(STEPS);
     project.run(&["run", "p"]).expect(0);
     project.write("pipelines/p.yaml", &format!("{STEPS}rules:\n{rules}"));
     for (file, minimum) in [("three", "3"), ("many", "1000")] {

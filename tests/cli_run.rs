@@ -4,7 +4,7 @@
 
 mod kit;
 
-use kit::{Project, steady, wait_for};
+use kit::{Project, QUICK, wait_for};
 use serde_json::{Value, json};
 
 /// The words that a step added to a file of the project.
@@ -15,7 +15,7 @@ fn words(project: &Project, file: &str) -> Vec<String> {
 
 #[test]
 fn steps_run_in_order_and_each_line_is_marked_with_its_step() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - name: extract
@@ -66,8 +66,7 @@ pipeline:
 #[test]
 fn the_environment_of_a_step_is_that_of_project_pipeline_and_step_and_its_place_in_the_run() {
     let project = Project::new(&format!(
-        "{}environment:\n  A: project\n  B: project\n  C: project\n  D: ${{USER}}\n",
-        steady()
+        "{QUICK}environment:\n  A: project\n  B: project\n  C: project\n  D: ${{USER}}\n"
     ));
     project.write(
         "pipelines/p.yaml",
@@ -116,7 +115,7 @@ pipeline:
 
 #[test]
 fn a_failing_step_ends_the_run_and_the_next_run_resumes_at_it() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: a, run: "echo a >> done"}
@@ -193,7 +192,7 @@ pipeline:
 
 #[test]
 fn failed_attempts_are_repeated_after_a_pause_and_counted() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - name: flaky
@@ -230,7 +229,7 @@ pipeline:
 
 #[test]
 fn a_step_that_may_fail_is_passed_over_and_said_so() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: optional, run: "exit 3", continue_on_error: true}
@@ -259,7 +258,7 @@ pipeline:
 
 #[test]
 fn a_step_that_was_passed_over_is_not_called_done_when_the_run_resumes() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: optional, run: "echo x >> tries; exit 3", continue_on_error: true}
@@ -282,7 +281,7 @@ pipeline:
 
 #[test]
 fn fresh_starts_over_and_keeps_the_unfinished_state_as_a_backup() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: a, run: "echo a >> done; oxide_flow progress --records 1 --last-id 1"}
@@ -317,7 +316,7 @@ pipeline:
 
 #[test]
 fn after_a_good_end_only_incremental_steps_keep_their_cursor() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - name: inc
@@ -351,7 +350,8 @@ fn commands_that_cannot_start_are_configuration_errors() {
         ("[./not-executable]", "cannot start `./not-executable`: Permission denied"),
         ("./not-executable", "its command cannot be started"),
     ] {
-        let project = Project::steady(&format!("pipeline:\n  - {{name: a, run: {command}}}\n"));
+        let project =
+            Project::with_pipeline(&format!("pipeline:\n  - {{name: a, run: {command}}}\n"));
         project.write("not-executable", "text");
         let ran = project.run(&["run"]).expect(1);
         let state = project.state("p").unwrap();
@@ -363,7 +363,7 @@ fn commands_that_cannot_start_are_configuration_errors() {
         let shown = project.run(&["state", "show", "p"]).expect(0);
         assert!(shown.stdout.contains("\nLast success  none\n"), "{}", shown.stdout);
     }
-    let project = Project::steady("pipeline: [{name: a, run: [no-such-program]}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: [no-such-program]}]\n");
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
     exit 1
     --- stderr
@@ -379,7 +379,7 @@ fn commands_that_cannot_start_are_configuration_errors() {
 
 #[test]
 fn a_step_ended_by_a_signal_is_a_resource_error() {
-    let project = Project::steady("pipeline: [{name: a, run: 'kill -9 $$'}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: 'kill -9 $$'}]\n");
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
     exit 1
     --- stderr
@@ -403,7 +403,8 @@ fn an_exit_code_beyond_those_of_signals_is_told_as_it_is() {
         (193, "it ended with exit code 193", "processing"),
         (255, "it ended with exit code 255", "processing"),
     ] {
-        let project = Project::steady(&format!("pipeline: [{{name: a, run: exit {code}}}]\n"));
+        let project =
+            Project::with_pipeline(&format!("pipeline: [{{name: a, run: exit {code}}}]\n"));
         project.run(&["run"]).expect(1);
         let error = &project.state("p").unwrap()["errors"][0];
         assert_eq!((&error["message"], &error["error_type"]), (&json!(message), &json!(kind)));
@@ -412,7 +413,7 @@ fn an_exit_code_beyond_those_of_signals_is_told_as_it_is() {
 
 #[test]
 fn json_is_one_document_on_stdout_and_the_output_of_steps_goes_to_stderr() {
-    let project = Project::steady("pipeline: [{name: a, run: 'echo shown; echo {}'}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: 'echo shown; echo {}'}]\n");
     let ran = project.run(&["run", "--json"]).expect(0);
     let document: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(document["kind"], "oxide_flow.run/1");
@@ -423,7 +424,7 @@ fn json_is_one_document_on_stdout_and_the_output_of_steps_goes_to_stderr() {
 
 #[test]
 fn json_is_printed_also_when_a_step_failed() {
-    let project = Project::steady("pipeline: [{name: a, run: exit 3}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: exit 3}]\n");
     let ran = project.run(&["run", "--json"]).expect(1);
     let document: Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!(document["data"]["status"], "failed");
@@ -433,7 +434,7 @@ fn json_is_printed_also_when_a_step_failed() {
 
 #[test]
 fn quiet_hides_the_output_of_steps_and_nothing_else() {
-    let project = Project::steady("pipeline: [{name: a, run: 'echo out; echo err >&2'}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: 'echo out; echo err >&2'}]\n");
     insta::assert_snapshot!(project.run(&["run", "--quiet"]).story(&project), @"
     exit 0
     --- stderr
@@ -492,7 +493,7 @@ fn the_memory_backend_runs_and_says_what_it_cannot() {
 
 #[test]
 fn steps_may_have_odd_names_when_their_id_is_plain() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: "Étape 1 — “extraire” | 100%", id: e1, run: echo x}
@@ -520,7 +521,7 @@ pipeline:
     p: 1.5 done in N.Ns, 0 records
     p: completed in N.Ns, 0 records
     ");
-    let project = Project::steady("pipeline: [{name: 'a/b', run: echo x}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: 'a/b', run: echo x}]\n");
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
     exit 2
     --- stderr
@@ -533,7 +534,7 @@ pipeline:
 fn fifty_steps_run_one_after_the_other() {
     let steps: String =
         (0..50).map(|n| format!("  - {{name: s{n}, run: 'echo {n} >> order'}}\n")).collect();
-    let project = Project::steady(&format!("pipeline:\n{steps}"));
+    let project = Project::with_pipeline(&format!("pipeline:\n{steps}"));
     project.run(&["run"]).expect(0);
     let expected: Vec<_> = (0..50).map(|n| n.to_string()).collect();
     assert_eq!(words(&project, "order"), expected);
@@ -545,7 +546,7 @@ fn fifty_steps_run_one_after_the_other() {
 
 #[test]
 fn the_pipeline_without_a_name_is_the_only_one_or_the_one_called_pipeline() {
-    let project = Project::new(&steady());
+    let project = Project::new(QUICK);
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
     exit 2
     --- stderr
@@ -575,7 +576,7 @@ fn the_pipeline_without_a_name_is_the_only_one_or_the_one_called_pipeline() {
 
 #[test]
 fn steps_that_come_and_go_between_runs_are_told_and_kept() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: a, run: echo a}
@@ -619,7 +620,7 @@ pipeline:
 
 #[test]
 fn a_reader_that_closes_stdout_does_not_end_the_run() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: a, run: "seq 1 20000"}
@@ -641,7 +642,7 @@ pipeline:
 
 #[test]
 fn a_stdout_that_takes_nothing_does_not_end_the_run_and_is_told_once() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: a, run: "seq 1 2000; oxide_flow progress --records 1 --last-id 1; seq 1 2000"}
@@ -668,7 +669,7 @@ pipeline:
 
 #[test]
 fn counters_of_an_imported_state_that_can_grow_no_more_end_no_run() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - name: a
@@ -707,7 +708,7 @@ pipeline:
 
 #[test]
 fn a_second_worker_is_refused_at_once_and_waits_when_asked_to() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: 'echo x >> runs; until test -e go; do sleep 0.01; done'}]\n",
     );
     let first = project.start_captured(&["run"]);
@@ -741,7 +742,7 @@ fn a_second_worker_is_refused_at_once_and_waits_when_asked_to() {
 
 #[test]
 fn a_step_has_nothing_to_read() {
-    let project = Project::steady("pipeline: [{name: a, run: 'cat; echo end'}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: 'cat; echo end'}]\n");
     let ran = project.run_with_input(&["run"], "").expect(0);
     assert_eq!(ran.stdout, "a | end\n");
 }
@@ -750,7 +751,7 @@ fn a_step_has_nothing_to_read() {
 fn what_a_step_left_behind_is_not_taken_for_the_next_step() {
     // The first step's descendant leaves its process group, so it outlives the step, and reports
     // while the second step runs.
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - name: a

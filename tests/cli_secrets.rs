@@ -127,7 +127,7 @@ fn an_option_of_the_wrong_form_is_told_without_its_value() {
 
 #[test]
 fn what_a_step_says_is_passed_on_and_kept_without_its_secrets() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline:\n  - name: a\n    run: 'echo \"login $DB_PASSWORD as $API_TOKEN of $GREETING\" >&2; exit 3'\n    \
          environment: {DB_PASSWORD: step-secret-crane}\n",
     );

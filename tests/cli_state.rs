@@ -13,7 +13,7 @@ const STATE_FILE: &str = ".oxiflow/state/states/p.json";
 
 /// A project with three pipelines: `good` ended well, `bad` failed, `p` ended well.
 fn three() -> Project {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: oxide_flow progress --records 1500 --failed 2 --last-id x9}]\n",
     );
     project.write("pipelines/good.yaml", "pipeline: [{name: a, run: echo}]\n");
@@ -76,7 +76,7 @@ fn states_are_listed_and_filtered_by_how_they_ended() {
 
 #[test]
 fn a_pipeline_that_never_ran_has_no_state() {
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     insta::assert_snapshot!(project.run(&["state", "list"]).story(&project), @"
     exit 0
     --- stderr

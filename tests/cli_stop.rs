@@ -140,7 +140,7 @@ fn a_second_signal_ends_a_step_that_ignores_the_first_at_once() {
 #[test]
 fn waiting_for_another_worker_can_be_given_up() {
     let step = "  - {name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}\n";
-    let project = Project::steady(&format!("pipeline:\n{step}"));
+    let project = Project::with_pipeline(&format!("pipeline:\n{step}"));
     let first = ready(&project);
     let said = project.path().join("said");
     let mut waiting = project
@@ -211,7 +211,7 @@ pipeline:
 
 #[test]
 fn a_run_stopped_between_attempts_goes_on_with_the_step_also_when_it_may_fail() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: a, run: "test -e go && echo x >> done", retry_attempts: 9, continue_on_error: true}
@@ -236,7 +236,7 @@ pipeline:
 
 #[test]
 fn a_step_over_its_time_limit_ends_with_everything_it_started() {
-    let project = Project::steady("");
+    let project = Project::with_pipeline("");
     let step = "  - name: a
     timeout_seconds: 8
     run: |
@@ -267,7 +267,7 @@ fn a_step_over_its_time_limit_ends_with_everything_it_started() {
 
 #[test]
 fn a_supervisor_that_cannot_start_its_thread_leaves_no_step_behind() {
-    let project = Project::steady("");
+    let project = Project::with_pipeline("");
     let marker = marker(&project);
     let (name, value) = marker.split_once('=').unwrap();
     // Of the two that it starts, a thread and a process, the machine has room for one.
@@ -287,7 +287,7 @@ fn a_supervisor_that_cannot_start_its_thread_leaves_no_step_behind() {
 
 #[test]
 fn what_a_step_leaves_in_the_background_ends_with_the_step() {
-    let project = Project::steady("");
+    let project = Project::with_pipeline("");
     let step = "  - {name: a, run: '(sleep 600; touch late) > /dev/null 2>&1 & exit 0'}\n";
     project.write("pipelines/p.yaml", &marked(&project, step));
     project.run(&["run"]).expect(0);
@@ -296,7 +296,7 @@ fn what_a_step_leaves_in_the_background_ends_with_the_step() {
 
 #[test]
 fn a_time_limit_counts_for_each_attempt() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - {name: a, timeout_seconds: 8, retry_attempts: 1, run: "test -e tried && exit 0; touch tried; sleep 600"}

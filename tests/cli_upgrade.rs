@@ -19,7 +19,7 @@ pipeline:
 "#;
 
 fn project() -> Project {
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     project.write("pipelines/orders.yaml", PIPELINE);
     project
 }
@@ -216,7 +216,7 @@ fn upgrade_says_which_states_are_old_and_rewrites_them() {
 
 #[test]
 fn one_state_that_cannot_be_upgraded_does_not_stop_the_others() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     let running = project.start_captured(&["run", "p"]);

@@ -159,7 +159,7 @@ fn a_worker_that_is_asked_to_stop_obeys_and_says_who_asked() {
 
 #[test]
 fn stop_without_waiting_returns_and_a_short_wait_runs_out() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: \"trap '' TERM; touch ready; while :; do sleep 0.01; done\"}]\n",
     );
     let running = project.start_captured(&["run"]);
@@ -234,7 +234,7 @@ fn a_dead_worker_is_told_and_its_lease_is_released() {
 
 #[test]
 fn unknown_workers_are_not_found() {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     insta::assert_snapshot!(project.run(&["worker", "list"]).story(&project), @"
     exit 0
     --- stderr
@@ -313,7 +313,7 @@ fn unlock_releases_a_dead_worker_without_force() {
 
 #[test]
 fn unlock_of_a_pipeline_that_nobody_ever_ran_changes_nothing() {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     project.run(&["state", "list"]).expect(0);
     let before = kit::contents(project.path());
     insta::assert_snapshot!(project.run(&["state", "unlock", "never", "--force"]).story(&project), @"

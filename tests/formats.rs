@@ -7,7 +7,7 @@ mod kit;
 use insta::assert_snapshot;
 use serde_json::Value;
 
-use kit::{Project, steady};
+use kit::{Project, QUICK};
 
 const PIPELINE: &str = r#"pipeline:
 - name: a
@@ -22,7 +22,7 @@ fn project(format: &str) -> Project {
 }
 
 fn configuration(format: &str) -> String {
-    steady() + &format!("  record_format: {format}\n")
+    format!("{QUICK}  record_format: {format}\n")
 }
 
 /// The first line of the state's file.

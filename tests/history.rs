@@ -6,7 +6,7 @@ mod kit;
 
 use std::os::unix::fs::PermissionsExt;
 
-use kit::{Project, steady, wait_for};
+use kit::{Project, QUICK, wait_for};
 use serde_json::{Value, json};
 
 const FOLDER: &str = ".oxiflow/state/history/p";
@@ -18,7 +18,7 @@ pipeline:
 "#;
 
 fn project() -> Project {
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     project.write("cursor", "c1");
     project
 }
@@ -112,7 +112,7 @@ fn every_run_that_ends_leaves_a_record_with_the_state_after_it() {
 
 #[test]
 fn a_run_that_is_stopped_is_recorded_as_paused_by_its_worker() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     let running = project.start_captured(&["run", "p"]);
@@ -152,7 +152,7 @@ fn administrative_changes_are_recorded_with_who_made_them() {
         json!(format!("to {}", records[2]["history_id"].as_str().unwrap()))
     );
 
-    let stuck = Project::steady(
+    let stuck = Project::with_pipeline(
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     let running = stuck.start_captured(&["run", "p"]);
@@ -166,7 +166,7 @@ fn administrative_changes_are_recorded_with_who_made_them() {
 fn history_is_bounded_and_can_be_turned_off() {
     let project = project();
     let keep = |number: u32| {
-        project.write("oxiflow.yaml", &format!("{}  history_keep: {number}\n", steady()));
+        project.write("oxiflow.yaml", &format!("{QUICK}  history_keep: {number}\n"));
     };
     keep(3);
     for n in 1..=5 {
@@ -408,7 +408,7 @@ fn rolling_back_to_a_running_state_leaves_one_to_resume() {
 
 #[test]
 fn rollback_does_not_touch_a_pipeline_that_runs() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         "pipeline: [{name: a, run: 'touch ready; until test -e go; do sleep 0.01; done'}]\n",
     );
     project.write("go", "");

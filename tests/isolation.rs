@@ -190,7 +190,7 @@ fn a_call_that_hangs_is_answered_by_its_deadline_and_ends_the_process() {
 #[test]
 fn a_run_goes_on_while_the_process_of_its_backend_is_killed_again_and_again() {
     let _beside = beside();
-    let project = Project::new(&format!("{ISOLATED}{}", kit::steady()));
+    let project = Project::new(&format!("{ISOLATED}{QUICK}"));
     let step = format!(
         "i=0; while [ ! -e enough ]; do i=$((i+1)); \
          {PROGRAM} progress --records 1 --last-id $i; sleep 0.02; done; echo $i > count"

@@ -8,7 +8,7 @@ use kit::{Project, QUICK, Ran, Running, processes_with, wait_for};
 
 /// A project whose lease is to run out in the test, and outlasts a disk that is slow until then.
 fn expiring(pipeline: &str) -> Project {
-    let project = Project::new(&QUICK.replace("lease_ttl: 3s", "lease_ttl: 10s"));
+    let project = Project::new(&QUICK.replace("lease_ttl: 60s", "lease_ttl: 10s"));
     project.write("pipelines/p.yaml", pipeline);
     project
 }
@@ -36,7 +36,7 @@ fn started(project: &Project, count: usize) -> Vec<String> {
 
 #[test]
 fn of_eight_runners_started_at_once_exactly_one_runs_and_the_others_say_who() {
-    let project = Project::steady(PATIENT);
+    let project = Project::with_pipeline(PATIENT);
     let mut runners: Vec<_> = (0..8).map(|_| project.start_captured(&["run", "p"])).collect();
     let mut refused = Vec::new();
     wait_for("seven runners to give up", || {
@@ -60,7 +60,7 @@ fn of_eight_runners_started_at_once_exactly_one_runs_and_the_others_say_who() {
 
 #[test]
 fn runners_that_wait_run_one_after_the_other() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - name: alone
@@ -82,7 +82,7 @@ pipeline:
 
 #[test]
 fn a_dead_workers_pipeline_is_taken_over_at_once() {
-    let project = Project::steady(
+    let project = Project::with_pipeline(
         r#"
 pipeline:
   - name: wait
@@ -219,7 +219,7 @@ pipeline:
 
 #[test]
 fn the_epoch_grows_over_release_and_survives_the_loss_of_the_lease_record() {
-    let project = Project::steady("pipeline: [{name: a, run: \"true\"}]");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: \"true\"}]");
     let epoch = || project.state("p").expect("a state")["epoch"].as_u64().expect("a number");
     project.run(&["run", "p"]).expect(0);
     assert_eq!(epoch(), 1);
@@ -237,7 +237,7 @@ fn remove_lease(project: &Project) {
 
 #[test]
 fn a_worker_that_lives_keeps_its_pipeline_also_when_its_lease_record_is_lost() {
-    let project = Project::steady(PATIENT);
+    let project = Project::with_pipeline(PATIENT);
     // The worker does not look for its lease meanwhile.
     let yaml = project.read("oxiflow.yaml").replace("interval: 100ms", "interval: 10m");
     let yaml = yaml.replace("lease_ttl: 60s", "lease_ttl: 1h");
@@ -281,7 +281,7 @@ fn stop(project: &Project, runner: Running) -> (Ran, Ran) {
 
 #[test]
 fn a_worker_obeys_a_request_to_stop_and_the_next_run_resumes() {
-    let project = Project::steady(COUNTING);
+    let project = Project::with_pipeline(COUNTING);
     let runner = project.start_captured(&["run", "p"]);
     wait_for("some checkpoints", || (version(&project) > 3).then_some(()));
     let (stopped, runner) = stop(&project, runner);

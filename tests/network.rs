@@ -108,7 +108,7 @@ impl Store {
         let configuration = QUICK
             .replace("backend: file", &backend)
             .replace("checkpoint_interval: 50ms", "checkpoint_interval: 10ms")
-            .replace("lease_ttl: 3s", "lease_ttl: 20s");
+            .replace("lease_ttl: 60s", "lease_ttl: 20s");
         Project::new(&configuration)
     }
 

@@ -31,7 +31,7 @@ pipeline:
 
 /// A project whose worker renews often and whose lease lasts however busy the machine is.
 fn busy() -> (Project, Running) {
-    let project = Project::steady(BUSY);
+    let project = Project::with_pipeline(BUSY);
     let running = project.start_captured(&["run"]);
     wait_for("the step", || project.path().join("ready").exists().then_some(()));
     (project, running)
@@ -59,7 +59,7 @@ fn as_other(project: &Project, arguments: &[&str]) -> Ran {
 
 #[test]
 fn diagnostics_of_an_idle_store_say_unknown_where_nothing_was_measured() {
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     project.run(&["run"]).expect(0);
     let report = diagnostics(&project);
     assert_eq!(report["workers"], json!([]));
@@ -91,7 +91,7 @@ fn diagnostics_tell_how_fast_the_store_grows() {
     let Some(faketime) = kit::faketime() else {
         return kit::skipped("libfaketime is not installed");
     };
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     let text = || project.run(&["state", "diagnostics"]).expect(0).stdout;
     let growth = |text: &str| {
         let line = text.lines().find(|line| line.starts_with("Storage growth")).unwrap();
@@ -227,7 +227,7 @@ fn an_interrupted_benchmark_removes_what_it_wrote() {
 
 #[test]
 fn a_locked_pipeline_is_not_run_until_it_is_unlocked() {
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     let lock = ["state", "lock", "p", "--reason", "moving the warehouse", "--ttl", "2h"];
     insta::assert_snapshot!(
         project.run(&lock).story(&project), @"
@@ -268,7 +268,7 @@ fn a_locked_pipeline_is_not_run_until_it_is_unlocked() {
 
 #[test]
 fn a_lock_counts_from_when_it_is_there_and_not_from_when_it_was_asked_for() {
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     let ran = project
         .run(&["state", "lock", "p", "--reason", "later", "--ttl", "1h", "--json"])
         .expect(0);
@@ -284,7 +284,7 @@ fn a_lock_counts_from_when_it_is_there_and_not_from_when_it_was_asked_for() {
 
 #[test]
 fn force_takes_another_persons_lock_off() {
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     as_other(&project, &["state", "lock", "p", "--reason", "mine"]).expect(0);
     project.run(&["state", "lock", "p", "--reason", "no, mine"]).expect(4);
     project.run(&["state", "unlock", "p", "--force"]).expect(0);
@@ -296,7 +296,7 @@ fn a_lock_runs_out_by_itself() {
     let Some(faketime) = kit::faketime() else {
         return kit::skipped("libfaketime is not installed");
     };
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     project.run(&["state", "lock", "p", "--reason", "short", "--ttl", "1h"]).expect(0);
     for (later, code) in [("+30m", 4), ("+61m", 0)] {
         let ran = project
@@ -320,7 +320,7 @@ fn a_pipeline_with_a_live_worker_cannot_be_locked() {
 
 #[test]
 fn the_person_who_locked_a_pipeline_maintains_it_under_the_lock_and_others_do_not() {
-    let project = Project::steady("pipeline: [{name: a, run: echo}]\n");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: echo}]\n");
     project.run(&["run", "p"]).expect(0);
     project.run(&["state", "export", "p", "--output", "p.json"]).expect(0);
     project.run(&["state", "lock", "p", "--reason", "repair"]).expect(0);

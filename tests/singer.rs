@@ -52,7 +52,7 @@ fn pair() -> Option<(PathBuf, PathBuf)> {
 /// A project that copies people from a file with the pair. The tap is wrapped in a script that
 /// keeps the state it was given, and stops in the middle while a file `stop` is there.
 fn project(tap: &Path, target: &Path, more: &str) -> Project {
-    let project = Project::steady(&format!(
+    let project = Project::with_pipeline(&format!(
         r#"
 pipeline:
   - name: copy
@@ -140,7 +140,7 @@ fn a_tap_or_a_target_that_fails_fails_the_step_and_is_named() {
         (r#"["no-such-tap"]"#, r#"["cat"]"#, "cannot start the tap `no-such-tap`"),
         (r#"["true"]"#, r#"["no-such-target"]"#, "cannot start the target `no-such-target`"),
     ] {
-        let project = Project::steady(&format!(
+        let project = Project::with_pipeline(&format!(
             "pipeline: [{{name: copy, singer: {{tap: {tap}, target: {target}}}}}]"
         ));
         let ran = project.run(&["run", "p"]).expect(1);
@@ -156,11 +156,11 @@ fn a_pair_that_is_not_whole_is_a_configuration_error() {
         ("{tap: [a], target: [b], traget: [c]}", "did you mean `target`?"),
     ] {
         let project =
-            Project::steady(&format!("pipeline:\n  - name: copy\n    singer: {singer}\n"));
+            Project::with_pipeline(&format!("pipeline:\n  - name: copy\n    singer: {singer}\n"));
         let ran = project.run(&["run", "p"]).expect(2);
         assert!(ran.stderr.contains(told), "{}", ran.stderr);
     }
     let both = "pipeline: [{name: a, run: x, singer: {tap: [a], target: [b]}}]";
-    let ran = Project::steady(both).run(&["pipeline", "check", "p"]).expect(2);
+    let ran = Project::with_pipeline(both).run(&["pipeline", "check", "p"]).expect(2);
     assert!(ran.stderr.contains("a step has either `run` or `singer`"), "{}", ran.stderr);
 }

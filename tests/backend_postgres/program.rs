@@ -29,9 +29,8 @@ pipeline:
 #[test]
 fn a_run_goes_on_by_itself_while_its_server_is_killed_and_restarted() {
     let Some(mut server) = Server::start(&[]) else { return };
-    let quick = QUICK.replace("lease_ttl: 3s", "lease_ttl: 60s");
     let backend = format!("backend: postgres\n  backend_config: {{{}}}", options(&server));
-    let project = Project::new(&quick.replace("backend: file", &backend))
+    let project = Project::new(&QUICK.replace("backend: file", &backend))
         .with_variable("STATE_PASSWORD", PASSWORD);
     project.write("pipelines/p.yaml", COUNTING);
     let counted = || {

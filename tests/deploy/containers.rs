@@ -69,7 +69,7 @@ fn a_run_that_is_process_1_checkpoints_and_releases_at_sigterm() {
     if !possible() {
         return;
     }
-    let project = Project::steady(&step("exit 9"));
+    let project = Project::with_pipeline(&step("exit 9"));
     let running = contained(&project, &["run"]);
     ready(&project);
     terminate(first_process(&running));
@@ -87,7 +87,7 @@ fn a_step_that_ignores_sigterm_is_killed_after_the_time_that_is_set_also_under_p
     if !possible() {
         return;
     }
-    let project = Project::steady(&step(""));
+    let project = Project::with_pipeline(&step(""));
     let text = project.read("oxiflow.yaml");
     project.write("oxiflow.yaml", &format!("{text}settings: {{stop_timeout: 300ms}}\n"));
     let running = contained(&project, &["run"]);
@@ -112,7 +112,7 @@ fn a_server_that_is_process_1_ends_at_sigterm() {
     if !possible() {
         return;
     }
-    let project = Project::steady("pipeline: [{name: a, run: 'true'}]");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: 'true'}]");
     let served = Served::start_under(&project, CONTAINER);
     terminate(first_process(&served.running));
     expect_end(served.running, 0);
@@ -148,7 +148,7 @@ fn a_worker_whose_process_is_hidden_is_unknown_and_not_dead() {
     if !possible() {
         return;
     }
-    let project = Project::steady(&step("exit 9"));
+    let project = Project::with_pipeline(&step("exit 9"));
     let running = project.start_captured(&["run"]);
     ready(&project);
     // Nothing is written any more, so what is made readable stays so.

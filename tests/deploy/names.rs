@@ -10,7 +10,7 @@ const WAITING: &str = "pipeline:\n  - {name: a, run: 'touch ready; exec sleep 60
 
 #[test]
 fn a_worker_is_shown_and_stopped_by_the_name_it_was_given() {
-    let project = Project::steady(WAITING);
+    let project = Project::with_pipeline(WAITING);
     let name = "node-3:prod:orders-29401-x7k2p";
     let mut command = project.command(["run"]);
     command.env("OXIFLOW_WORKER_NAME", name);
@@ -33,7 +33,7 @@ fn a_worker_is_shown_and_stopped_by_the_name_it_was_given() {
 
 #[test]
 fn a_name_that_is_none_is_told_before_anything_runs() {
-    let project = Project::steady("pipeline: [{name: a, run: 'touch ran'}]");
+    let project = Project::with_pipeline("pipeline: [{name: a, run: 'touch ran'}]");
     let mut command = project.command(["run"]);
     // What Kubernetes leaves of a variable that is defined too late.
     command.env("OXIFLOW_WORKER_NAME", "$(NODE_NAME)");

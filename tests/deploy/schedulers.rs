@@ -39,7 +39,7 @@ module.oxide_flow("run", "orders", name="x")
 "#;
 
 fn project(step: &str) -> Project {
-    let project = Project::steady("");
+    let project = Project::with_pipeline("");
     project.write("pipelines/orders.yaml", &format!("pipeline:\n  - {{name: a, run: '{step}'}}\n"));
     project
 }

@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::form::{in_parallel, random, sample};
-use crate::kit::{Project, Ran, records, steady};
+use crate::kit::{Project, QUICK, Ran, records};
 use crate::strace::{Point, is_usable, kill, points};
 
 /// How many system calls the quick form tries.
@@ -22,9 +22,9 @@ enum Way {
 
 /// A project of some pipelines, each with a backup, and a file that names another store.
 fn project() -> Project {
-    let project = Project::new(&steady());
+    let project = Project::new(QUICK);
     let elsewhere = "  backend_config: {state_dir: .oxiflow/other}\n";
-    project.write("other.yaml", &(steady() + elsewhere));
+    project.write("other.yaml", &format!("{QUICK}{elsewhere}"));
     for pipeline in PIPELINES {
         project.write(&format!("pipelines/{pipeline}.yaml"), "pipeline: [{name: s, run: 'true'}]");
         project.run(&["run", pipeline]).expect(0);

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use oxiflow_plugin_api::conformance::Random;
 
 use crate::form::{is_full, random, with_private_mounts};
-use crate::kit::{Project, Ran, processes_with, repository, steady, wait_for};
+use crate::kit::{Project, QUICK, Ran, processes_with, repository, wait_for};
 use crate::volume::{Kind, TRIALS, Volume, XFS_TRIALS};
 use crate::workload::{Writer, losses};
 
@@ -127,7 +127,7 @@ fn a_run_resumes_after_a_power_cut_from_the_last_checkpoint_it_told_of() {
 
 fn cut_run(volume: &Volume, name: &str, saves: usize) {
     let store = volume.path().join(name);
-    let quick = steady().replace("checkpoint_interval: 50ms", "checkpoint_interval: 1ms");
+    let quick = QUICK.replace("checkpoint_interval: 50ms", "checkpoint_interval: 1ms");
     let place = format!("  backend_config: {{state_dir: {}}}\n", store.display());
     let project = Project::new(&(quick + &place));
     project.write("pipelines/p.yaml", STEP);

@@ -20,7 +20,7 @@ pipeline:
 
 /// A pipeline `p` that has not run yet and will end well.
 pub fn not_begun() -> Project {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     project.write("go", "");
     project
 }
@@ -34,7 +34,7 @@ pub fn completed() -> Project {
 
 /// One that failed after `c1`.
 pub fn unfinished() -> Project {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     project.run(&["run"]).expect(1);
     project
 }
@@ -73,7 +73,7 @@ pub fn imported() -> Project {
 
 /// One whose state is in the schema of the original program.
 pub fn of_the_original_program() -> Project {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     let path = repository().join("tests/fixtures/states/v1-paused.json");
     let mut body: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     body["pipeline_id"] = "p".into();
@@ -160,7 +160,7 @@ pub fn with_old_history() -> Project {
 
 /// A project with an encrypted store whose key is to be replaced.
 pub fn encrypted() -> Project {
-    let project = Project::steady(STEP);
+    let project = Project::with_pipeline(STEP);
     for (name, byte) in [("one", "01"), ("two", "02")] {
         project.write(name, &byte.repeat(32));
         let mode = std::fs::Permissions::from_mode(0o600);

@@ -35,7 +35,7 @@ pipeline:
 /// A project whose plugin's processes are killed as soon as they appear, while the file `deaths`
 /// says that any are left to die.
 fn doomed(lease_ttl: &str) -> (Project, TempDir) {
-    let configuration = QUICK.replace("lease_ttl: 3s", &format!("lease_ttl: {lease_ttl}"));
+    let configuration = QUICK.replace("lease_ttl: 60s", &format!("lease_ttl: {lease_ttl}"));
     let project = Project::new(&format!("{ISOLATED}{configuration}"));
     project.write("pipelines/p.yaml", COUNTING);
     let folder = TempDir::new().expect("a folder");

@@ -28,7 +28,7 @@ fn project(fail_in: &str) -> Project {
         "{{fail_in: {fail_in}, pin: {pin}, url: 'https://user:{url}@host/', account: {{phrase: {phrase}}}}}"
     );
     let backend = format!("backend: leaky\n  backend_config: {options}");
-    Project::new(&format!("{ISOLATED}{}", kit::steady().replace("backend: file", &backend)))
+    Project::new(&format!("{ISOLATED}{}", kit::QUICK.replace("backend: file", &backend)))
 }
 
 fn run(project: &Project, plugins: &Path, arguments: &[&str]) -> Ran {

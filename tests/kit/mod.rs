@@ -107,26 +107,18 @@ impl Project {
         self
     }
 
-    /// A project with the file backend and quick intervals, and this pipeline as `p`.
+    /// A project as [`QUICK`] configures it, with this pipeline as `p`.
     pub fn with_pipeline(pipeline: &str) -> Self {
         let project = Self::new(QUICK);
         project.write("pipelines/p.yaml", pipeline);
         project
     }
 
-    /// As [`with_pipeline`](Self::with_pipeline), with a lease that lasts however busy the machine
-    /// is: for tests that are not about leases running out.
-    pub fn steady(pipeline: &str) -> Self {
-        let project = Self::new(&steady());
-        project.write("pipelines/p.yaml", pipeline);
-        project
-    }
-
-    /// As [`steady`](Self::steady), whose steps may also take as long as they need to end once they
-    /// are asked to.
+    /// As [`with_pipeline`](Self::with_pipeline), whose steps may take as long as they need to end
+    /// once they are asked to.
     pub fn patient(pipeline: &str) -> Self {
-        let project = Self::steady(pipeline);
-        project.write("oxiflow.yaml", &(steady() + "settings: {stop_timeout: 10m}\n"));
+        let project = Self::with_pipeline(pipeline);
+        project.write("oxiflow.yaml", &format!("{QUICK}settings: {{stop_timeout: 10m}}\n"));
         project
     }
 
@@ -312,20 +304,16 @@ pub fn faketime() -> Option<PathBuf> {
     libraries.into_iter().find(|library| library.exists())
 }
 
-/// A configuration with the file backend and quick intervals.
+/// A configuration with the file backend and quick intervals. Its leases last however busy the machine
+/// is; tests that are about leases running out shorten them.
 pub const QUICK: &str = "\
 project: {name: test}
 state:
   backend: file
   heartbeat_interval: 100ms
   checkpoint_interval: 50ms
-  lease_ttl: 3s
+  lease_ttl: 60s
 ";
-
-/// As [`QUICK`], with a lease that lasts however busy the machine is.
-pub fn steady() -> String {
-    QUICK.replace("lease_ttl: 3s", "lease_ttl: 60s")
-}
 
 /// How a program ended.
 #[derive(Debug)]

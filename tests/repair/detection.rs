@@ -23,7 +23,7 @@ pipeline:
 
 /// A project whose pipeline `p` failed at its second step.
 fn failed() -> Project {
-    let project = Project::steady(PIPELINE);
+    let project = Project::with_pipeline(PIPELINE);
     project.run(&["run", "--quiet"]).expect(1);
     project
 }
@@ -108,7 +108,7 @@ pipeline:
 
 #[test]
 fn a_healthy_state_has_no_findings_at_two_hundred_random_moments() {
-    let project = Project::steady(LIVELY);
+    let project = Project::with_pipeline(LIVELY);
     let app = open(&project);
     let name = "p".parse().unwrap();
     let mut random = Random::new(4711);
