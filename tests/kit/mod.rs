@@ -8,6 +8,7 @@
 
 pub mod disk;
 pub mod example;
+pub mod port;
 pub mod python;
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Real PostgreSQL servers, each on a free loopback port with its data in a throw-away folder.
+//! Real PostgreSQL servers, each on a loopback port of its own with its data in a throw-away folder.
 //!
 //! `initdb` runs once for each version of the server; what it made is kept among the files of the
 //! build and copied for each server. The server refuses to run as root, so as root it runs as
@@ -11,7 +11,6 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,6 +18,7 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
+use crate::kit::port::Port;
 use crate::kit::wait_for;
 
 /// The superuser of every server.
@@ -32,7 +32,7 @@ const NOBODY: u32 = 65534;
 /// A server. Dropping it stops it at once.
 pub struct Server {
     folder: TempDir,
-    port: u16,
+    port: Port,
     settings: Vec<String>,
     process: Option<Child>,
 }
@@ -49,11 +49,8 @@ impl Server {
         };
         let folder = folder();
         run(Command::new("cp").arg("-a").arg(template(programs)).arg(folder.path().join("data")));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let mut server = Self { folder, port, settings, process: None };
+        let mut server = Self { folder, port: Port::reserve(), settings, process: None };
         server.resume();
         Some(server)
     }
@@ -65,12 +62,12 @@ impl Server {
 
     /// The port it listens on.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// The connection string to it, without a password.
     pub fn dsn(&self) -> String {
-        dsn(self.port)
+        dsn(self.port())
     }
 
     /// Kills it and everything it started, as a crash of its machine would, but for the disk.
@@ -109,7 +106,7 @@ impl Server {
                 self.process = Some(self.spawn(programs));
             }
             let ready = Command::new(programs.join("pg_isready"))
-                .args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()])
+                .args(["-q", "-h", "127.0.0.1", "-p", &self.port().to_string()])
                 .status();
             ready.expect("pg_isready starts").success().then_some(())
         });
@@ -120,7 +117,7 @@ impl Server {
         let log = log.expect("a log");
         let mut command = as_owner(programs.join("postgres"));
         command.arg("-D").arg(self.folder.path().join("data"));
-        let port = format!("port={}", self.port);
+        let port = format!("port={}", self.port());
         let always = [&*port, "listen_addresses=127.0.0.1", "unix_socket_directories="];
         for setting in always.into_iter().chain(self.settings.iter().map(String::as_str)) {
             command.args(["-c", setting]);

@@ -1,4 +1,4 @@
-//! A real Redis server of its own for a test, on a free loopback port.
+//! A real Redis server of its own for a test, on a loopback port of its own.
 //!
 //! A test program takes it in with `#[path = "kit/redis.rs"] mod redis;`.
 
@@ -6,12 +6,13 @@
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::kit::port::Port;
 use crate::kit::{self, wait_for};
 
 /// Syncs every write before it is acknowledged.
@@ -19,7 +20,7 @@ pub const DURABLE: &[&str] = &["--appendonly", "yes", "--appendfsync", "always"]
 
 /// A server with a folder of its own. Dropping it kills it.
 pub struct Server {
-    port: u16,
+    port: Port,
     settings: Vec<String>,
     folder: TempDir,
     process: Child,
@@ -35,8 +36,8 @@ impl Server {
         }
         let folder = TempDir::with_prefix("oxiflow-redis-").expect("a folder");
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let port = free_port();
-        let process = spawn(port, &folder, &settings);
+        let port = Port::reserve();
+        let process = spawn(port.number(), &folder, &settings);
         let server = Self { port, settings, folder, process };
         server.wait();
         Some(server)
@@ -44,12 +45,12 @@ impl Server {
 
     /// The port it listens on.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// Its URL, without a user.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
+        format!("redis://127.0.0.1:{}/0", self.port())
     }
 
     /// Ends it as a crash would, and starts it again with what it has on disk.
@@ -66,7 +67,7 @@ impl Server {
 
     /// Starts it again.
     pub fn restart(&mut self) {
-        self.process = spawn(self.port, &self.folder, &self.settings);
+        self.process = spawn(self.port(), &self.folder, &self.settings);
         self.wait();
     }
 
@@ -78,7 +79,7 @@ impl Server {
 
     /// Sends it a command in words and gives the first line of its answer.
     pub fn ask(&self, command: &str) -> Option<String> {
-        let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok()?;
+        let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port())).ok()?;
         socket.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
         socket.write_all(format!("{command}\r\n").as_bytes()).ok()?;
         let mut answer = Vec::new();
@@ -95,12 +96,6 @@ impl Server {
             self.ask("PING").filter(|answer| !answer.is_empty() && !answer.contains("LOADING"))
         });
     }
-}
-
-/// A port that nobody listens on now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("an address").port()
 }
 
 fn spawn(port: u16, folder: &TempDir, settings: &[String]) -> Child {
