@@ -23,7 +23,7 @@ fn described(at: &str, path: &str, template: &str) -> Value {
 }
 
 fn project() -> Project {
-    let project = Project::with_pipeline("pipeline:\n  - name: one\n    run: 'true'\n");
+    let project = Project::steady("pipeline:\n  - name: one\n    run: 'true'\n");
     project.write("pipelines/q.yaml", "pipeline:\n  - name: one\n    run: 'false'\n");
     project.run(&["run", "p"]).expect(0);
     project.run(&["run", "q"]).expect(1);

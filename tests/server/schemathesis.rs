@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::client::ask;
-use crate::kit::{Project, QUICK, Served};
+use crate::kit::{Project, Served, steady};
 
 const VERSION: &str = "4.32.5";
 const SEED: &str = "20261125";
@@ -40,7 +40,7 @@ fn whatever_is_asked_the_answer_is_one_that_is_described() {
         }
     };
     // A backend that makes atomic batches: another one refuses them, with an error of the server.
-    let project = Project::new(&QUICK.replace("backend: file", "backend: sqlite"));
+    let project = Project::new(&steady().replace("backend: file", "backend: sqlite"));
     project.write("pipelines/p.yaml", "pipeline:\n  - name: one\n    run: 'true'\n");
     project.run(&["run", "p"]).expect(0);
     let served = Served::start(&project, &[]);
