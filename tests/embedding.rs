@@ -5,12 +5,12 @@
 mod example;
 mod kit;
 
-use kit::{Project, QUICK, plugin_folder};
+use kit::{Project, plugin_folder, steady};
 
 #[test]
 fn the_documented_example_does_each_record_once_over_a_crash() {
     let plugins = plugin_folder().display();
-    let project = Project::new(&format!("plugins: {{path: [\"{plugins}\"]}}\n{QUICK}"));
+    let project = Project::new(&format!("plugins: {{path: [\"{plugins}\"]}}\n{}", steady()));
     let records = ["ann", "ben", "cat", "dan"];
     let mut done = Vec::new();
     let crashed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
