@@ -344,19 +344,23 @@ pipeline:
 
 #[test]
 fn commands_that_cannot_start_are_configuration_errors() {
-    for command in [
-        "no-such-program --flag",
-        "[no-such-program, --flag]",
-        "[./not-executable]",
-        "./not-executable",
+    for (command, message) in [
+        ("no-such-program --flag", "its command cannot be started"),
+        ("[no-such-program, --flag]", "cannot start `no-such-program`: No such file or directory"),
+        ("[./not-executable]", "cannot start `./not-executable`: Permission denied"),
+        ("./not-executable", "its command cannot be started"),
     ] {
         let project = Project::steady(&format!("pipeline:\n  - {{name: a, run: {command}}}\n"));
         project.write("not-executable", "text");
         let ran = project.run(&["run"]).expect(1);
-        assert!(ran.stderr.contains("its command cannot be started"), "{}", ran.stderr);
         let state = project.state("p").unwrap();
+        let told = state["errors"][0]["message"].as_str().unwrap();
+        assert!(told.starts_with(message), "{told}");
+        assert!(ran.stderr.contains(&format!("p: a failed: {message}")), "{}", ran.stderr);
         assert_eq!(state["errors"][0]["error_type"], "configuration", "{command}");
         assert_ne!(state["errors"][0]["context"], "", "{command}");
+        let shown = project.run(&["state", "show", "p"]).expect(0);
+        assert!(shown.stdout.contains("\nLast success  none\n"), "{}", shown.stdout);
     }
     let project = Project::steady("pipeline: [{name: a, run: [no-such-program]}]\n");
     insta::assert_snapshot!(project.run(&["run"]).story(&project), @"
@@ -365,9 +369,9 @@ fn commands_that_cannot_start_are_configuration_errors() {
     p: run ID begins
     p: a (1 of 1) starts
     a | oxide_flow: cannot start `no-such-program`: No such file or directory (os error 2)
-    p: a failed: its command cannot be started
+    p: a failed: cannot start `no-such-program`: No such file or directory (os error 2)
     error: step `a` of pipeline `p` failed
-      caused by: its command cannot be started
+      caused by: cannot start `no-such-program`: No such file or directory (os error 2)
     hint: run `oxide_flow run p` again to resume at this step, or `oxide_flow state show p` to see what happened
     ");
 }

@@ -220,6 +220,17 @@ impl PipelineState {
         }
     }
 
+    /// When a step last reported progress or ended well, if one did.
+    #[must_use]
+    pub fn last_success(&self) -> Option<DateTime<Utc>> {
+        let at = self.last_success_timestamp;
+        // The time begins as that of the start, which is not known of the oldest states.
+        let succeeded = at != self.started_at
+            || !self.last_processed_id.is_empty()
+            || self.step_states.values().any(|step| step.status == StepStatus::Completed);
+        succeeded.then_some(at)
+    }
+
     /// A step ended well.
     pub fn complete_step(&mut self, id: &str, now: DateTime<Utc>) {
         self.last_success_timestamp = now;
@@ -318,6 +329,7 @@ mod tests {
         let report = |json: &str| Progress::parse(json).unwrap();
         state.record_progress("a", &report(r#"{"total":9}"#), second(2));
         assert_eq!((state.batch_number, state.last_success_timestamp), (0, second(0)));
+        assert_eq!(state.last_success(), None);
         state.record_progress("a", &report(r#"{"records":3,"last_id":"3"}"#), second(3));
         state.record_progress("a", &report(r#"{"records":2,"failed":1,"bytes":7}"#), second(4));
         state.start_step("b", second(5));
@@ -327,7 +339,7 @@ mod tests {
         assert_eq!((step.last_processed_id.as_str(), step.records_total), ("3", Some(9)));
         assert_eq!((state.records_processed, state.records_failed, state.batch_number), (6, 1, 6));
         assert_eq!((state.last_processed_id.as_str(), state.current_step.as_str()), ("x", "b"));
-        assert_eq!(state.last_success_timestamp, second(6));
+        assert_eq!(state.last_success(), Some(second(6)));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::relocation;
 use super::session::Run;
 use super::singer;
 use super::steps::{Runner, step_state};
+use super::supervisor::SAID;
 use crate::config::{Command, Step};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{ErrorType, Progress, StepState};
@@ -364,7 +365,8 @@ impl Following<'_, '_> {
         }
         let (kind, message) = self.describe(status);
         let context = Vec::from(std::mem::take(&mut self.stderr)).join("\n");
-        let context = secrets_of(self.runner, self.step).redact(&context);
+        let secrets = secrets_of(self.runner, self.step);
+        let (message, context) = (secrets.redact(&message), secrets.redact(&context));
         AttemptEnd::Failed(Failure { kind, message, context })
     }
 
@@ -373,14 +375,23 @@ impl Following<'_, '_> {
             let limit = humantime::format_duration(self.step.timeout.unwrap_or_default());
             return (ErrorType::Timeout, format!("it ran longer than its limit of {limit}"));
         }
+        // Whoever runs the step's programs says last why they ended.
+        let reason = self.stderr.back().and_then(|line| line.strip_prefix(SAID));
+        let because = |what: String| match reason {
+            Some(reason) => format!("{what}: {reason}"),
+            None => what,
+        };
         match (status.code(), status.signal()) {
             (Some(126 | 127), _) => {
-                (ErrorType::Configuration, "its command cannot be started".to_owned())
+                let message = reason.unwrap_or("its command cannot be started");
+                (ErrorType::Configuration, message.to_owned())
             }
             (Some(code), _) if SIGNALLED.contains(&code) => {
-                (ErrorType::Resource, format!("it was ended by signal {}", code - 128))
+                (ErrorType::Resource, because(format!("it was ended by signal {}", code - 128)))
             }
-            (Some(code), _) => (ErrorType::Processing, format!("it ended with exit code {code}")),
+            (Some(code), _) => {
+                (ErrorType::Processing, because(format!("it ended with exit code {code}")))
+            }
             (None, signal) => {
                 let signal = signal.unwrap_or_default();
                 (ErrorType::Resource, format!("its supervisor was ended by signal {signal}"))

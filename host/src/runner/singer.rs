@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::report::report;
-use super::supervisor::CANNOT_START;
+use super::supervisor::{CANNOT_START, say};
 use crate::error::{Error, ErrorKind, Result, chain};
 use crate::model::Progress;
 
@@ -39,16 +39,18 @@ pub(super) struct Pair {
 /// Runs the pair of a step, and returns the exit code to end with.
 #[must_use]
 pub fn run(pair: &OsStr) -> i32 {
-    let pair = match pair.to_str().map(serde_json::from_str::<Pair>) {
-        Some(Ok(pair)) => pair,
-        _ => return tell("this command is for oxide_flow itself", CANNOT_START),
+    let Some(Ok(pair)) = pair.to_str().map(serde_json::from_str::<Pair>) else {
+        say("this command is for oxide_flow itself");
+        return CANNOT_START;
     };
     let cursor = std::env::var("OXIFLOW_LAST_PROCESSED_ID").unwrap_or_default();
-    match transfer(&pair, &cursor) {
-        Ok(()) => 0,
-        Err(Failure::Ended(message, code)) => tell(&message, code),
-        Err(Failure::Error(error)) => tell(&chain(&error), 1),
-    }
+    let (message, code) = match transfer(&pair, &cursor) {
+        Ok(()) => return 0,
+        Err(Failure::Ended(message, code)) => (message, code),
+        Err(Failure::Error(error)) => (chain(&error), 1),
+    };
+    say(&message);
+    code
 }
 
 /// How a transfer failed.
@@ -175,7 +177,7 @@ fn report_states(output: Option<ChildStdout>, passed: &Mutex<Passed>) -> Result<
         let line = line.map_err(|error| io("cannot read from the target", error))?;
         let Ok(state) = serde_json::from_str::<Value>(&line) else {
             if !line.trim().is_empty() {
-                tell(&format!("the target said: {line}"), 0);
+                say(&format!("the target said: {line}"));
             }
             continue;
         };
@@ -214,7 +216,7 @@ impl StateFile {
 impl Drop for StateFile {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.path) {
-            tell(&format!("cannot remove {}: {error}", Path::display(&self.path)), 0);
+            say(&format!("cannot remove {}: {error}", Path::display(&self.path)));
         }
     }
 }
@@ -248,13 +250,6 @@ fn lock(passed: &Mutex<Passed>) -> MutexGuard<'_, Passed> {
 
 fn io(message: &str, error: std::io::Error) -> Error {
     Error::new(ErrorKind::Io, message).because(error)
-}
-
-/// Says something as output of the step, and gives the code back.
-fn tell(text: &str, code: i32) -> i32 {
-    // Standard error is the runner's pipe; when the runner is gone nobody reads it.
-    writeln!(std::io::stderr(), "oxide_flow: {text}").unwrap_or_default();
-    code
 }
 
 #[cfg(test)]

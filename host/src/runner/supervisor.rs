@@ -48,6 +48,9 @@ pub(super) fn keep_going(age: Duration) -> String {
     format!("k {}\n", age.as_millis())
 }
 
+/// What lines begin with that whoever runs the step's programs writes among their output.
+pub(super) const SAID: &str = "oxide_flow: ";
+
 /// Exit code when the step's program cannot be started, as shells have it.
 pub const CANNOT_START: i32 = 127;
 
@@ -60,7 +63,7 @@ pub fn supervise(lease: &OsStr, program: &OsStr, arguments: &[OsString]) -> i32 
     let milliseconds = |text: &str| text.parse().ok().map(Duration::from_millis);
     let Some((Some(ttl), Some(age))) = numbers.map(|(a, b)| (milliseconds(a), milliseconds(b)))
     else {
-        report("this command is for oxide_flow itself");
+        say("this command is for oxide_flow itself");
         return CANNOT_START;
     };
     let renewed = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
@@ -69,7 +72,7 @@ pub fn supervise(lease: &OsStr, program: &OsStr, arguments: &[OsString]) -> i32 
         Ok(status) => exit_code(status),
         Err(error) => {
             // The runner shows this as output of the step.
-            report(&format!("cannot start `{}`: {error}", program.to_string_lossy()));
+            say(&format!("cannot start `{}`: {error}", program.to_string_lossy()));
             CANNOT_START
         }
     }
@@ -150,7 +153,7 @@ fn start(
     signal(group, Signal::KILL);
     // Only now: a runner that hangs may leave standard error full, and who writes there then waits.
     if gave_up.load(Ordering::SeqCst) {
-        report("the runner hangs and its lease runs out; ending the step");
+        say("the runner hangs and its lease runs out; ending the step");
     }
     Ok(status)
 }
@@ -190,7 +193,7 @@ fn obey(group: Pid, mut patience: Patience, gave_up: &AtomicBool) {
 fn signal(group: Pid, signal: Signal) {
     match kill_process_group(group, signal) {
         Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-        Err(error) => report(&format!("cannot signal the step's processes: {error}")),
+        Err(error) => say(&format!("cannot signal the step's processes: {error}")),
     }
 }
 
@@ -202,10 +205,11 @@ fn exit_code(status: ExitStatus) -> i32 {
     }
 }
 
-fn report(text: &str) {
+/// Says something as output of the step.
+pub(super) fn say(text: &str) {
     use std::io::Write as _;
     // Standard error is the runner's pipe; when the runner is gone nobody reads it.
-    writeln!(std::io::stderr(), "oxide_flow: {text}").unwrap_or_default();
+    writeln!(std::io::stderr(), "{SAID}{text}").unwrap_or_default();
 }
 
 #[cfg(test)]

@@ -71,13 +71,17 @@ fn see_spooled(app: &App, pipeline: &PipelineName, outage: Error, ui: &Ui) -> Re
 fn print(app: &App, seen: &Seen, status: &str, ui: &Ui) {
     let now = app.clock.now();
     let state = &seen.state;
+    let success = match state.last_success() {
+        Some(at) => time(at, now),
+        None => "none".to_owned(),
+    };
     let mut pairs = vec![
         ("Pipeline", state.pipeline_id.to_string()),
         ("Status", format!("{status}{}", if seen.stale.is_some() { " (STALE)" } else { "" })),
         ("Run", state.run_id.clone()),
         ("Version", format!("{} (epoch {})", state.version, state.epoch)),
         ("Started", time(state.started_at, now)),
-        ("Last success", time(state.last_success_timestamp, now)),
+        ("Last success", success),
         ("Last saved", time(state.last_heartbeat, now)),
     ];
     if let Some(stale) = &seen.stale {
