@@ -8,6 +8,7 @@ use oxiflow_plugin_api::ErrorKind;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::kit::wait_for;
 use crate::postgres::{PASSWORD, Server};
 use crate::{open, put, store, with_options};
 
@@ -66,9 +67,15 @@ fn a_server_is_trusted_as_far_as_the_mode_says() {
     let attempt = |dsn: &str, more: Value| {
         open(&with_options(dsn, &more)).map(|store| {
             put(&*store, "k", b"v");
-            let encrypted = "SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity \
-                             USING (pid) WHERE application_name = 'oxide_flow'";
-            server.query(encrypted) == "t"
+            let ours = "pg_stat_ssl JOIN pg_stat_activity USING (pid) \
+                        WHERE application_name = 'oxide_flow'";
+            let encrypted = server.query(&format!("SELECT bool_and(ssl) FROM {ours}")) == "t";
+            drop(store);
+            // The next attempt is to find its own session alone.
+            wait_for("the session to end", || {
+                (server.query(&format!("SELECT count(*) FROM {ours}")) == "0").then_some(())
+            });
+            encrypted
         })
     };
     let denied = |dsn: &str, more: Value| {

@@ -1,6 +1,6 @@
 //! The network between the store and the server fails.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,25 +8,21 @@ use oxide_flow::layer::Retry;
 use oxiflow_plugin_api::{Call, Entry, ErrorKind, Expected, Storage};
 use serde_json::json;
 
+use crate::kit::port::Port;
 use crate::kit::wait_for;
 use crate::postgres::{PASSWORD, Server, dsn};
 use crate::proxy::{Behaviour, Proxy};
 use crate::{open, patient, put, store, store_with, value};
 
-/// How much later than its deadline a call may return on a busy machine.
-const SLACK: Duration = Duration::from_secs(1);
+/// How much later than its deadline a call may return on a busy machine. One that does not keep to it
+/// waits for longer than this.
+const SLACK: Duration = Duration::from_secs(30);
 
 /// A server and a proxy in front of it.
 fn behind_proxy() -> Option<(Server, Proxy)> {
     let server = Server::start(&[])?;
     let proxy = Proxy::to_port(server.port());
     Some((server, proxy))
-}
-
-/// A port where nobody listens.
-fn closed_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("an address").port()
 }
 
 fn number(entry: &Entry) -> u32 {
@@ -102,8 +98,7 @@ fn a_cut_connection_before_a_write_is_sent_changes_nothing_and_is_not_noticed() 
 #[test]
 fn a_reset_connection_is_an_unknown_outcome_for_a_write_and_passing_for_a_read() {
     let Some((_server, proxy)) = behind_proxy() else { return };
-    let options = json!({ "connect_timeout": "500ms" });
-    let store = store_with(&dsn(proxy.port()), &options);
+    let store = store(&dsn(proxy.port()));
     put(&*store, "k", b"1");
     assert_eq!(value(&*store, "k"), Some(b"1".to_vec()));
     proxy.behave(Behaviour::Reset);
@@ -118,7 +113,7 @@ fn a_reset_connection_is_an_unknown_outcome_for_a_write_and_passing_for_a_read()
 #[test]
 fn a_black_hole_holds_no_call_past_its_deadline() {
     let Some((_server, proxy)) = behind_proxy() else { return };
-    let store = store(&dsn(proxy.port()));
+    let store = store_with(&dsn(proxy.port()), &json!({ "connect_timeout": "60s" }));
     put(&*store, "k", b"1");
     assert_eq!(value(&*store, "k"), Some(b"1".to_vec()));
     let within = |time: Duration, kinds: &[ErrorKind], call: &dyn Fn(&Call) -> ErrorKind| {
@@ -165,7 +160,8 @@ fn a_write_that_was_sent_into_a_black_hole_has_an_unknown_outcome() {
     let version = put(&*store, "k", b"1");
     let version = store.put(&patient(), "k", b"2", &Expected::Version(version)).expect("a swap");
     proxy.behave(Behaviour::SwallowReplies);
-    let call = Call::within(Duration::from_millis(300));
+    // Enough for the server to do it.
+    let call = Call::within(Duration::from_secs(5));
     let error = store.put(&call, "k", b"3", &Expected::Version(version)).expect_err("silence");
     assert_eq!(error.kind(), ErrorKind::OutcomeUnknown, "{error}");
     proxy.behave(Behaviour::Forward);
@@ -185,7 +181,8 @@ fn a_slow_network_is_slow_and_nothing_else() {
 #[test]
 fn of_two_hosts_the_one_that_is_there_is_used() {
     let Some((server, proxy)) = behind_proxy() else { return };
-    let (closed, port) = (closed_port(), server.port());
+    let nobody = Port::reserve();
+    let (closed, port) = (nobody.number(), server.port());
     let two = |first: u16| {
         format!(
             "postgres://tester@127.0.0.1:{first},127.0.0.1:{port}/postgres\
@@ -196,18 +193,19 @@ fn of_two_hosts_the_one_that_is_there_is_used() {
 
     // One that does not answer has its share of the time, not all of it, and only once.
     proxy.behave(Behaviour::BlackHole);
-    let store = store_with(&two(proxy.port()), &json!({ "connect_timeout": "2s" }));
+    let store = store(&two(proxy.port()));
     assert_eq!(value(&*store, "k"), Some(b"1".to_vec()));
-    let accepted = proxy.accepted();
+    wait_for("its connection", || (proxy.accepted() == 1).then_some(()));
     server.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND application_name = 'oxide_flow'");
     wait_for("the connection to be gone", || {
         let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'oxide_flow'";
         (server.query(count) == "0").then_some(())
     });
-    let started = Instant::now();
     assert_eq!(value(&*store, "k"), Some(b"1".to_vec()));
-    assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
-    assert_eq!(proxy.accepted(), accepted);
+    // Connections are accepted in turn, so that this one comes after any other.
+    let _last = TcpStream::connect((Ipv4Addr::LOCALHOST, proxy.port())).expect("a connection");
+    wait_for("the last connection", || (proxy.accepted() > 1).then_some(()));
+    assert_eq!(proxy.accepted(), 2);
 
     let nobody = format!("host=127.0.0.1,127.0.0.1 port={closed},{closed} user=tester");
     let error = open(&json!({ "dsn": nobody, "password": PASSWORD })).err().expect("nobody");

@@ -89,7 +89,7 @@ fn a_restart_while_the_store_is_idle_is_not_noticed() {
 #[test]
 fn a_store_waits_for_its_server_to_return_but_not_to_appear() {
     let Some(mut server) = Server::start(&[]) else { return };
-    let options = json!({ "dsn": server.dsn(), "password": PASSWORD, "connect_timeout": "1s" });
+    let options = json!({ "dsn": server.dsn(), "password": PASSWORD, "connect_timeout": "8s" });
     let store = open(&options).expect("a store");
     server.stop();
     let get = |time| store.get(&Call::within(time), "k").expect_err("no server");
@@ -103,12 +103,12 @@ fn a_store_waits_for_its_server_to_return_but_not_to_appear() {
     let started = std::time::Instant::now();
     let error = open(&options).err().expect("no server");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
-    assert!(started.elapsed() < Duration::from_millis(900), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(7), "{:?}", started.elapsed());
 
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| store.get(&patient(), "k"));
         server.resume();
-        // It gives up after a second, so it may be over before the server is ready.
+        // It gives up after a while, so it may be over before the server is ready.
         match waiting.join().expect("no panic") {
             Ok(found) => assert_eq!(found, None),
             Err(error) => assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}"),

@@ -194,9 +194,10 @@ fn an_exit_is_no_success() {
 
 #[test]
 fn a_hang_ends_at_the_limit() {
-    let more = ["--limit", "4s", "--only", "C3", "--only", "hostile calls"];
+    // Far more than the others take on a busy machine.
+    let more = ["--limit", "30s", "--only", "C3", "--only", "hostile calls"];
     let certificate = breaks_with("HangsInHealth", &more, &["C14"]);
-    assert_eq!(deaths(&certificate), ["the process hung and was killed after 4s"]);
+    assert_eq!(deaths(&certificate), ["the process hung and was killed after 30s"]);
 }
 
 #[test]

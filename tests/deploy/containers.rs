@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::kit::{Project, Running, Served, processes_with, skipped, wait_for};
+use crate::kit::{Project, QUICK, Running, Served, processes_with, skipped, wait_for};
 
 /// Starts what comes after it as process 1 of a namespace of its own, with a /proc that fits.
 const CONTAINER: &[&str] =
@@ -92,19 +92,21 @@ fn a_step_that_ignores_sigterm_is_killed_after_the_time_that_is_set_also_under_p
     project.write("oxiflow.yaml", &format!("{text}settings: {{stop_timeout: 300ms}}\n"));
     let running = contained(&project, &["run"]);
     ready(&project);
+    let of_the_step = format!("OXIFLOW_PROJECT_DIR={}", project.path().display());
+    assert!(!processes_with(&of_the_step).is_empty());
     let began = Instant::now();
     terminate(first_process(&running));
-    expect_end(running, 1);
+    wait_for("the step to be killed", || processes_with(&of_the_step).is_empty().then_some(()));
     // Ten seconds is what a step has otherwise.
     assert!(began.elapsed() < Duration::from_secs(9), "took {:?}", began.elapsed());
     assert!(began.elapsed() >= Duration::from_millis(300), "took {:?}", began.elapsed());
+    expect_end(running, 1);
     let state = project.state("p").expect("a state");
     assert_eq!(
         (&state["status"], &state["last_processed_id"]),
         (&json!("paused"), &json!("seven"))
     );
-    let folder = project.path().display();
-    assert_eq!(processes_with(&format!("OXIFLOW_PROJECT_DIR={folder}")), [] as [u32; 0]);
+    assert_eq!(processes_with(&of_the_step), [] as [u32; 0]);
 }
 
 #[test]
@@ -126,6 +128,8 @@ fn a_worker_of_another_container_is_never_taken_for_alive_and_is_taken_over() {
         return;
     }
     let project = Project::with_pipeline(&step("exit 9"));
+    // It is waited for once, and nobody loses it before.
+    project.write("oxiflow.yaml", &QUICK.replace("lease_ttl: 3s", "lease_ttl: 15s"));
     let first = contained(&project, &["run"]);
     ready(&project);
     assert_eq!(worker(&project)["process"], "unknown", "it is seen from outside");
@@ -152,7 +156,7 @@ fn a_worker_whose_process_is_hidden_is_unknown_and_not_dead() {
     let running = project.start_captured(&["run"]);
     ready(&project);
     // Nothing is written any more, so what is made readable stays so.
-    running.signal("-STOP");
+    running.suspend();
     let opened = Command::new("chmod").args(["-R", "a+rX"]).arg(project.path()).status();
     assert!(opened.expect("chmod starts").success());
     let hide = "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid 65534 --regid 65534 \

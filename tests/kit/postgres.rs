@@ -1,4 +1,4 @@
-//! Real PostgreSQL servers, each on a free loopback port with its data in a throw-away folder.
+//! Real PostgreSQL servers, each on a loopback port of its own with its data in a throw-away folder.
 //!
 //! `initdb` runs once for each version of the server; what it made is kept among the files of the
 //! build and copied for each server. The server refuses to run as root, so as root it runs as
@@ -49,9 +49,8 @@ impl Server {
         };
         let folder = folder();
         run(Command::new("cp").arg("-a").arg(template(programs)).arg(folder.path().join("data")));
-        let port = Port::reserve();
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
-        let mut server = Self { folder, port, settings, process: None };
+        let mut server = Self { folder, port: Port::reserve(), settings, process: None };
         server.resume();
         Some(server)
     }
@@ -120,7 +119,11 @@ impl Server {
         command.arg("-D").arg(self.folder.path().join("data"));
         let port = format!("port={}", self.port());
         let always = [&*port, "listen_addresses=127.0.0.1", "unix_socket_directories="];
-        for setting in always.into_iter().chain(self.settings.iter().map(String::as_str)) {
+        // After a crash it would otherwise sync each of its thousand files by itself.
+        let sync = ["recovery_init_sync_method=syncfs"];
+        let sync = sync.into_iter().filter(|_| major_version(programs) >= 14);
+        let own = self.settings.iter().map(String::as_str);
+        for setting in always.into_iter().chain(sync).chain(own) {
             command.args(["-c", setting]);
         }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a log")).stderr(log);
@@ -180,13 +183,27 @@ fn programs() -> Option<&'static Path> {
     PROGRAMS.get_or_init(find).as_deref()
 }
 
+/// What the server calls itself, such as `postgres (PostgreSQL) 17.5`.
+fn version(programs: &Path) -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| {
+        let version = Command::new(programs.join("postgres")).arg("--version").output();
+        String::from_utf8(version.expect("postgres starts").stdout).expect("text")
+    })
+}
+
+fn major_version(programs: &Path) -> u32 {
+    let mut words = version(programs).split(|c: char| !c.is_ascii_digit());
+    let number = words.find(|word| !word.is_empty()).expect("a number");
+    number.parse().expect("it is small")
+}
+
 /// A new cluster of this version.
 fn template(programs: &Path) -> &'static Path {
     static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
     TEMPLATE.get_or_init(|| {
-        let version = Command::new(programs.join("postgres")).arg("--version").output();
-        let version = String::from_utf8(version.expect("postgres starts").stdout).expect("text");
-        let name: String = version.chars().filter(|c| c.is_alphanumeric() || *c == '.').collect();
+        let name: String =
+            version(programs).chars().filter(|c| c.is_alphanumeric() || *c == '.').collect();
         let owner = Server::owner().unwrap_or_else(own_user);
         let kept = format!("cluster-{name}-{owner}");
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(kept);

@@ -18,6 +18,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::kit::wait_for;
+
 /// What the proxy does with connections and bytes, those under way included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
@@ -55,6 +57,7 @@ impl Proxy {
                 planned: None,
                 closed: false,
                 accepted: 0,
+                asked: 0,
                 answered: 0,
                 swallowed: 0,
                 open: HashMap::new(),
@@ -89,9 +92,32 @@ impl Proxy {
         self.shared.lock().behaviour
     }
 
-    /// Closes all connections, as a server does that ends. New ones are accepted.
+    /// Closes all connections, as a server does that ends, and waits until their clients can know.
+    /// New ones are accepted.
     pub fn cut(&self) {
-        self.shared.cut();
+        let clients = self.shared.cut();
+        wait_for("the clients to be told", || {
+            clients.iter().all(|&client| self.has_told(client)).then_some(())
+        });
+    }
+
+    /// Whether the end of the connection to this client has come to its side.
+    fn has_told(&self, client: SocketAddr) -> bool {
+        let port = |address: &str| u16::from_str_radix(address.rsplit_once(':')?.1, 16).ok();
+        let is_open = |line: &str| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [_, local, remote, state, ..] = fields[..] else { return false };
+            let ports = (port(local), port(remote));
+            // Open, and closed by us but not acknowledged.
+            ports == (Some(self.port()), Some(client.port())) && ["01", "04"].contains(&state)
+        };
+        let connections = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's list");
+        !connections.lines().any(is_open)
+    }
+
+    /// How many pieces of requests came from clients so far, passed on or not.
+    pub fn asked(&self) -> u64 {
+        self.shared.lock().asked
     }
 
     /// How many connections were accepted so far.
@@ -131,6 +157,7 @@ struct State {
     planned: Option<(u64, Behaviour)>,
     closed: bool,
     accepted: u64,
+    asked: u64,
     answered: u64,
     swallowed: u64,
     open: HashMap<u64, Arc<Pair>>,
@@ -160,10 +187,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn cut(&self) {
+    /// Ends all connections, and says whose they were.
+    fn cut(&self) -> Vec<SocketAddr> {
         let pairs: Vec<Arc<Pair>> = self.lock().open.drain().map(|(_, pair)| pair).collect();
+        let clients = pairs.iter().filter_map(|pair| pair.client.peer_addr().ok()).collect();
         pairs.iter().for_each(|pair| pair.shut());
         self.changed.notify_all();
+        clients
     }
 
     fn accept(self: &Arc<Self>, listener: &TcpListener) {
@@ -205,7 +235,9 @@ impl Shared {
                 self.behaviour_for(id);
                 return;
             }
-            if !to_server {
+            if to_server {
+                self.lock().asked += 1;
+            } else {
                 self.count_answer();
             }
             let Some(behaviour) = self.behaviour_for(id) else { return };

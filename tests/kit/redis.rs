@@ -1,4 +1,4 @@
-//! A real Redis server of its own for a test, on a free loopback port.
+//! A real Redis server of its own for a test, on a loopback port of its own.
 //!
 //! A test program takes it in with `#[path = "kit/redis.rs"] mod redis;`.
 
@@ -6,7 +6,7 @@
 #![expect(clippy::expect_used, reason = "a test that cannot be set up fails")]
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -96,12 +96,6 @@ impl Server {
             self.ask("PING").filter(|answer| !answer.is_empty() && !answer.contains("LOADING"))
         });
     }
-}
-
-/// A port that nobody listens on now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("an address").port()
 }
 
 fn spawn(port: u16, folder: &TempDir, settings: &[String]) -> Child {

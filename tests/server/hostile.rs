@@ -74,7 +74,8 @@ fn nobody_can_be_reached_from_the_network_without_token_and_tls() {
 
 #[test]
 fn slow_clients_are_cut_off() {
-    let limits = "server: {idle_timeout: 300ms, request_timeout: 500ms, max_connections: 2}\n";
+    // Long enough for whoever is not slow, however busy the machine is.
+    let limits = "server: {idle_timeout: 3s, request_timeout: 5s, max_connections: 2}\n";
     let project = Project::new(&format!("{QUICK}{limits}"));
     let served = Served::start(&project, &[]);
     let at = served.address();
@@ -112,6 +113,20 @@ fn what_is_too_large_is_refused_before_it_is_read() {
     ask(at, "GET /healthz", &many, b"").expect(431);
     get(at, &format!("/v1/store/{}", "k".repeat(513))).expect(400);
     get(at, "/healthz").expect(200);
+}
+
+#[test]
+fn whoever_is_refused_while_sending_can_read_why() {
+    let project = Project::new(QUICK);
+    let served = Served::start(&project, &[]);
+    let mut stream = connect(served.address());
+    let head = format!("GET /healthz HTTP/1.1\r\nX-Long: {}", "x".repeat(70_000));
+    stream.write_all(head.as_bytes()).expect("more than a head may have");
+    stream.peek(&mut [0]).expect("the answer");
+    for _ in 0..2 {
+        stream.write_all(&[b'x'; 50_000]).expect("more");
+    }
+    Answer::read(&mut stream).expect(431);
 }
 
 #[test]

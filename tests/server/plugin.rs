@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::TOKEN;
 use crate::hostile::write_certificate;
 use crate::kit::example::{Undisturbed, weather_on};
+use crate::kit::port::Port;
 use crate::kit::{PATIENCE, Project, QUICK, Ran, Served, plugin_library};
 
 pub fn open(options: &Value, project: &Project) -> Result<Box<dyn Storage>, BackendError> {
@@ -31,19 +32,24 @@ fn a_server_is_trusted_for_its_certificate_alone() {
     let arguments = ["--token-env", "T"];
     let served = Served::start_with(&project, &arguments, &[("T", TOKEN)]);
     assert!(served.url.starts_with("https://"));
-    let trusted = json!({"url": served.url, "token": TOKEN, "ca_cert": "cert.pem"});
+    let with = |more: Value| {
+        let mut options = json!({"url": served.url, "connect_timeout": "1m"});
+        options.as_object_mut().expect("an object").extend(more.as_object().expect("one").clone());
+        options
+    };
+    let trusted = with(json!({"token": TOKEN, "ca_cert": "cert.pem"}));
     let storage = open(&trusted, &project).expect("it opens");
     let version = storage.put(&call(), "k", b"v", &Expected::Absent).expect("a put");
     assert_eq!(storage.get(&call(), "k").expect("a get").expect("a value").version, version);
     assert!(storage.capabilities().contains(Capabilities::DURABLE));
 
-    let unknown = json!({"url": served.url, "token": TOKEN});
-    assert_eq!(open(&unknown, &project).err().expect("no trust").kind(), ErrorKind::Denied);
-    let wrong = json!({"url": served.url, "token": "wrong-0123456789", "ca_cert": "cert.pem"});
+    let untrusted = open(&with(json!({"token": TOKEN})), &project).err().expect("no trust");
+    assert_eq!(untrusted.kind(), ErrorKind::Denied, "{untrusted}");
+    let wrong = with(json!({"token": "wrong-0123456789", "ca_cert": "cert.pem"}));
     let denied = open(&wrong, &project).err().expect("no access");
-    assert_eq!(denied.kind(), ErrorKind::Denied);
+    assert_eq!(denied.kind(), ErrorKind::Denied, "{denied}");
     assert!(!denied.message().contains("wrong-0123456789"), "{denied}");
-    let no_file = json!({"url": served.url, "ca_cert": "none.pem"});
+    let no_file = with(json!({"ca_cert": "none.pem"}));
     let invalid = open(&no_file, &project).err().expect("no file");
     assert!(invalid.message().starts_with("option `ca_cert`: cannot read"), "{invalid}");
 }
@@ -94,12 +100,18 @@ fn the_example_gives_the_expected_output_also_when_it_was_killed() {
 /// A server that says what it is, and then gives one canned answer after the other. An empty answer
 /// closes the connection.
 fn canned(answers: &[&str]) -> String {
-    canned_as(r#"{"protocol":"oxiflow-store/1","capabilities":["durable"]}"#, answers)
+    canned_as(INFO, answers)
 }
+
+const INFO: &str = r#"{"protocol":"oxiflow-store/1","capabilities":["durable"]}"#;
 
 /// As [`canned`], where it says this of itself.
 pub fn canned_as(info: &str, answers: &[&str]) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
+    canned_at(TcpListener::bind("127.0.0.1:0").expect("a socket"), info, answers)
+}
+
+/// As [`canned_as`], listening here.
+fn canned_at(listener: TcpListener, info: &str, answers: &[&str]) -> String {
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let info = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{info}", info.len());
     let answers: Vec<String> =
@@ -137,7 +149,9 @@ fn what_cannot_be_known_of_a_write_is_unknown() {
     let busy = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n\
                 Content-Length: 22\r\n\r\n{\"code\":\"unavailable\"}";
     let project = Project::new(QUICK);
-    let url = canned(&["", bad_gateway, no_tag, busy, "", bad_gateway]);
+    let port = Port::reserve();
+    let listener = TcpListener::bind(("127.0.0.1", port.number())).expect("a socket");
+    let url = canned_at(listener, INFO, &["", bad_gateway, no_tag, busy, "", bad_gateway]);
     let storage = open(&json!({"url": url}), &project).expect("it opens");
     let put = || storage.put(&call(), "k", b"value", &Expected::Any).expect_err("no put").kind();
     assert_eq!(put(), ErrorKind::OutcomeUnknown, "the connection broke");

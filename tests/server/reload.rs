@@ -219,6 +219,14 @@ fn a_program_that_would_not_start_takes_over_from_none() {
     reload(&served);
 }
 
+/// Waits until the server is at a request, beside the one that asks for that.
+fn wait_for_a_request(at: &str) {
+    wait_for("the request to be begun", || {
+        let metrics = String::from_utf8(get(at, "/metrics").expect(200).body).expect("text");
+        metrics.contains("oxiflow_http_requests_under_way 2").then_some(())
+    });
+}
+
 #[test]
 fn told_to_end_it_answers_what_is_under_way_and_takes_nothing_new() {
     let project = Project::new(QUICK);
@@ -229,7 +237,7 @@ fn told_to_end_it_answers_what_is_under_way_and_takes_nothing_new() {
     under_way.write_all(head.as_bytes()).expect("half a request");
     let mut idle = connect(&at);
     // Both connections are the server's by the time it has answered a third one.
-    get(&at, "/healthz").expect(200);
+    wait_for_a_request(&at);
     served.running.signal("-TERM");
     wait_for("it to drain", || project.read("server.log").contains("Draining").then_some(()));
     let mut rest = Vec::new();
@@ -250,7 +258,7 @@ fn a_grace_period_ends_also_for_those_who_do_not() {
     let mut never = connect(&at);
     let head = format!("PUT /v1/store/k HTTP/1.1\r\nHost: {at}\r\nContent-Length: 4\r\n\r\nha");
     never.write_all(head.as_bytes()).expect("half a request");
-    get(&at, "/healthz").expect(200);
+    wait_for_a_request(&at);
     let started = Instant::now();
     served.running.signal("-INT");
     served.running.finish().expect(0);

@@ -2,7 +2,8 @@
 //!
 //! No client holds anything for longer than the settings say: the head of a request, an idle
 //! connection and an answer that nobody takes are each cut off after `idle_timeout`. Connections
-//! beyond the limit wait in the socket's queue.
+//! beyond the limit wait in the socket's queue. Whoever is refused in the middle of a request gets to
+//! read why.
 //!
 //! Draining goes in two steps. First every answer says that its connection ends, so that busy
 //! clients leave by themselves and none meets a closed connection; then what is idle is closed, and
@@ -17,7 +18,7 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -40,6 +41,8 @@ const REST: Duration = Duration::from_millis(100);
 /// Much for the head of a request, whose largest part is a key.
 const LARGEST_HEAD: usize = 64 * 1024;
 const MOST_HEADERS: usize = 64;
+/// How long a client that was answered already may go on to send.
+const HEAR_OUT: Duration = Duration::from_secs(2);
 
 /// Opens the socket.
 ///
@@ -264,29 +267,51 @@ impl Connection {
     async fn serve(self, stream: impl AsyncRead + AsyncWrite + Send) {
         let mut stream = TimeoutWriter::new(stream);
         stream.set_timeout(Some(self.idle));
-        let stream = Box::pin(stream);
-        let serving = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.idle)
-            .max_headers(MOST_HEADERS)
-            .max_header_size(LARGEST_HEAD)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.router));
-        let mut serving = std::pin::pin!(serving);
+        let mut stream = Box::pin(stream);
         let mut closed = self.closed;
         let closing = async move {
             // Whoever could say it is gone only together with the server.
             closed.wait_for(|closed| *closed).await.map(drop).unwrap_or_default();
         };
-        let ended = tokio::select! {
-            ended = serving.as_mut() => ended,
-            () = closing => {
-                serving.as_mut().graceful_shutdown();
-                serving.await
+        let ended = {
+            let io = TokioIo::new(stream.as_mut());
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(self.idle)
+                .max_headers(MOST_HEADERS)
+                .max_header_size(LARGEST_HEAD)
+                .serve_connection(io, TowerToHyperService::new(self.router));
+            let mut serving = std::pin::pin!(serving);
+            tokio::select! {
+                ended = serving.as_mut() => ended,
+                () = closing => {
+                    serving.as_mut().graceful_shutdown();
+                    serving.await
+                }
             }
         };
+        let is_refused = ended.as_ref().is_err_and(hyper::Error::is_parse);
         if let Err(error) = ended {
             tracing::debug!(target: "oxide_flow::server", %error, "Connection broke off");
         }
+        let hear_out = hear_out(stream, is_refused);
+        timeout(HEAR_OUT, hear_out).await.unwrap_or_default();
         drop(self.permit);
     }
+}
+
+/// Takes what a client goes on to send that was answered before it had sent all: closed on that, the
+/// connection would be reset, and the client might never see the answer. One whose request was not
+/// even understood is waited for, another only if it is sending.
+async fn hear_out(mut stream: impl AsyncRead + AsyncWrite + Unpin, is_refused: bool) {
+    // What there was to say has been said; the other side may be gone.
+    stream.shutdown().await.unwrap_or_default();
+    let mut bytes = vec![0; 16 * 1024];
+    if !is_refused {
+        match timeout(Duration::ZERO, stream.read(&mut bytes)).await {
+            Ok(Ok(1..)) => {}
+            _ => return,
+        }
+    }
+    while stream.read(&mut bytes).await.is_ok_and(|length| length > 0) {}
 }

@@ -37,7 +37,7 @@ const DEADLINES: [Duration; 3] =
 
 /// How often a call is made again that came back late. A busy machine delays one call or another;
 /// a backend that does not look at the deadline is late each time.
-const TRIES: usize = 4;
+const TRIES: usize = 8;
 
 /// Makes a call with this deadline and checks when it returns and with what.
 fn in_time<T>(

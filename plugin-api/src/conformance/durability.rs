@@ -84,7 +84,8 @@ fn run_and_kill(
         let mut large = (1..).filter(|number| is_large(*number));
         wanted = large.find(|number| *number > wanted).unwrap_or(wanted);
     }
-    let until = Instant::now() + PATIENCE;
+    // For each line: what is written in between may each take long on a slow disk.
+    let mut until = Instant::now() + PATIENCE;
     let (mut begun, mut acked, mut shortest) = (0, 0, 100_000);
     while begun < wanted {
         let lines = match shared {
@@ -97,6 +98,9 @@ fn run_and_kill(
                 worker.lines_so_far()?
             }
         };
+        if !lines.is_empty() {
+            until = Instant::now() + PATIENCE;
+        }
         for line in &lines {
             // Waiting for readers counts as well, so the shortest says best how long writing takes.
             let words = line.strip_prefix("acked ").and_then(|it| it.split_once(' '));

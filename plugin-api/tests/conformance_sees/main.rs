@@ -27,7 +27,7 @@ fn settings() -> Settings {
         threads: 4,
         thread_increments: 60,
         processes: 4,
-        process_increments: 40,
+        process_increments: 200,
         kills: 20,
         slack: Duration::from_secs(1),
         largest_value_bytes: oxiflow_plugin_api::MIN_MAX_VALUE_BYTES + 1,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use oxiflow_plugin_api::{BackendError, Call, ErrorKind, Host, Version};
 use serde::de::DeserializeOwned;
 use ureq::http::{Response, StatusCode};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body, RequestBuilder, Timeout};
 
 use crate::config::HttpConfig;
@@ -55,15 +55,19 @@ pub(crate) struct Answer {
 
 impl Client {
     pub(crate) fn new(host: &Host, config: HttpConfig) -> Result<Self, BackendError> {
+        let is_encrypted = config.is_encrypted();
         let HttpConfig { url, token, ca_cert, connect_timeout } = config;
+        // Read here and once: there are hundreds of the system's, and how long that takes is not to
+        // count as the server's time to answer, connection by connection.
         let roots = match ca_cert {
             Some(file) => certificates(&host.resolve(file))?,
-            None => RootCerts::PlatformVerifier,
+            None if is_encrypted => certificates_of_the_system()?,
+            None => Vec::new(),
         };
         // The process may hold other libraries with a provider of their own choice.
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = TlsConfig::builder()
-            .root_certs(roots)
+            .root_certs(RootCerts::new_with_certs(&roots))
             .unversioned_rustls_crypto_provider(provider)
             .build();
         let agent = Agent::config_builder()
@@ -284,7 +288,7 @@ impl Answer {
     }
 }
 
-fn certificates(file: &Path) -> Result<RootCerts, BackendError> {
+fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>, BackendError> {
     let shown = file.display();
     let wrong = |what: String| BackendError::invalid(format!("option `ca_cert`: {what}"));
     let text =
@@ -301,5 +305,17 @@ fn certificates(file: &Path) -> Result<RootCerts, BackendError> {
     if certificates.is_empty() {
         return Err(wrong(format!("{shown} holds no certificate")));
     }
-    Ok(RootCerts::new_with_certs(&certificates))
+    Ok(certificates)
+}
+
+fn certificates_of_the_system() -> Result<Vec<Certificate<'static>>, BackendError> {
+    let system = rustls_native_certs::load_native_certs();
+    for error in &system.errors {
+        tracing::debug!("a certificate of the system cannot be read: {error}");
+    }
+    if system.certs.is_empty() {
+        let message = "the system has no certificates of authorities; set `ca_cert`";
+        return Err(BackendError::new(ErrorKind::Unsupported, message));
+    }
+    Ok(system.certs.iter().map(|it| Certificate::from_der(it).to_owned()).collect())
 }

@@ -35,6 +35,11 @@ impl fmt::Debug for HttpConfig {
 }
 
 impl HttpConfig {
+    /// Whether the server must prove who it is.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.url.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("https:"))
+    }
+
     /// Reads and checks the options.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ use crate::target::{Place, Target};
 /// A call shorter than this is not worth a second connection to cancel its statement.
 const SHORTEST_TO_CANCEL: Duration = Duration::from_millis(100);
 /// How long before the deadline a statement is cancelled, at most.
-const LONGEST_TO_CANCEL: Duration = Duration::from_secs(1);
+const LONGEST_TO_CANCEL: Duration = Duration::from_secs(3);
 
 /// What is said of a server that says nothing.
 const SILENT: &str = "it does not answer";
