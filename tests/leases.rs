@@ -4,11 +4,11 @@
 
 mod kit;
 
-use kit::{Project, QUICK, Ran, Running, processes_with, wait_for};
+use kit::{Project, Ran, Running, processes_with, quick_with_lease, wait_for};
 
 /// A project whose lease is to run out in the test, and outlasts a disk that is slow until then.
 fn expiring(pipeline: &str) -> Project {
-    let project = Project::new(&QUICK.replace("lease_ttl: 60s", "lease_ttl: 10s"));
+    let project = Project::new(&quick_with_lease("10s"));
     project.write("pipelines/p.yaml", pipeline);
     project
 }
@@ -239,8 +239,7 @@ fn remove_lease(project: &Project) {
 fn a_worker_that_lives_keeps_its_pipeline_also_when_its_lease_record_is_lost() {
     let project = Project::with_pipeline(PATIENT);
     // The worker does not look for its lease meanwhile.
-    let yaml = project.read("oxiflow.yaml").replace("interval: 100ms", "interval: 10m");
-    let yaml = yaml.replace("lease_ttl: 60s", "lease_ttl: 1h");
+    let yaml = quick_with_lease("1h").replace("interval: 100ms", "interval: 10m");
     project.write("oxiflow.yaml", &yaml);
     let first = project.start_captured(&["run", "p"]);
     let worker = started(&project, 1).remove(0);

@@ -42,7 +42,7 @@ mod runs;
 
 use std::any::Any;
 
-use kit::{Project, QUICK, Served};
+use kit::{Project, QUICK, Served, quick_with_lease};
 use proxy::Proxy;
 
 /// A pipeline that counts on after its cursor until a condition of the shell holds, of `$n` say.
@@ -105,10 +105,9 @@ impl Store {
     fn project(&self, port: u16) -> Project {
         let (backend, options) = (self.backend, (self.options)(port));
         let backend = format!("backend: {backend}\n  backend_config: {{{options}}}");
-        let configuration = QUICK
+        let configuration = quick_with_lease("20s")
             .replace("backend: file", &backend)
-            .replace("checkpoint_interval: 50ms", "checkpoint_interval: 10ms")
-            .replace("lease_ttl: 60s", "lease_ttl: 20s");
+            .replace("checkpoint_interval: 50ms", "checkpoint_interval: 10ms");
         Project::new(&configuration)
     }
 

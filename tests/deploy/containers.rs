@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::kit::{Project, QUICK, Running, Served, processes_with, skipped, wait_for};
+use crate::kit::{Project, Running, Served, processes_with, quick_with_lease, skipped, wait_for};
 
 /// Starts what comes after it as process 1 of a namespace of its own, with a /proc that fits.
 const CONTAINER: &[&str] =
@@ -129,7 +129,7 @@ fn a_worker_of_another_container_is_never_taken_for_alive_and_is_taken_over() {
     }
     let project = Project::with_pipeline(&step("exit 9"));
     // It is waited for once, and nobody loses it before.
-    project.write("oxiflow.yaml", &QUICK.replace("lease_ttl: 3s", "lease_ttl: 15s"));
+    project.write("oxiflow.yaml", &quick_with_lease("15s"));
     let first = contained(&project, &["run"]);
     ready(&project);
     assert_eq!(worker(&project)["process"], "unknown", "it is seen from outside");

@@ -15,7 +15,7 @@ use oxiflow_plugin_api::{
 };
 use tempfile::TempDir;
 
-use crate::kit::{self, PROGRAM, Project, QUICK, Running, wait_for};
+use crate::kit::{self, PROGRAM, Project, Running, wait_for};
 use crate::{Apart, ISOLATED, beside, children, kill, soon};
 
 /// Counts on after its cursor until the file `enough` is there.
@@ -35,7 +35,7 @@ pipeline:
 /// A project whose plugin's processes are killed as soon as they appear, while the file `deaths`
 /// says that any are left to die.
 fn doomed(lease_ttl: &str) -> (Project, TempDir) {
-    let configuration = QUICK.replace("lease_ttl: 60s", &format!("lease_ttl: {lease_ttl}"));
+    let configuration = kit::quick_with_lease(lease_ttl);
     let project = Project::new(&format!("{ISOLATED}{configuration}"));
     project.write("pipelines/p.yaml", COUNTING);
     let folder = TempDir::new().expect("a folder");

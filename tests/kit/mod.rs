@@ -315,6 +315,11 @@ state:
   lease_ttl: 60s
 ";
 
+/// As [`QUICK`], with leases of another time to live.
+pub fn quick_with_lease(ttl: &str) -> String {
+    QUICK.replace("lease_ttl: 60s", &format!("lease_ttl: {ttl}"))
+}
+
 /// How a program ended.
 #[derive(Debug)]
 pub struct Ran {
