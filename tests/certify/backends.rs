@@ -9,6 +9,9 @@ use tempfile::TempDir;
 
 use crate::{broken, certificate, clauses, kit, postgres, redis};
 
+/// A server on a busy disk takes its time to prepare a store.
+const PATIENT: &str = "connect_timeout=1m";
+
 /// Certifies a backend with these options; only these clauses may have tests that do not apply.
 #[track_caller]
 fn is_certified(backend: &str, options: &[&str], skipped: &[(&str, usize)]) {
@@ -70,7 +73,7 @@ fn the_postgres_backend_is_certified() {
     let Some(server) = postgres::Server::start(&[]) else { return };
     let dsn = format!("dsn={}", server.dsn());
     let password = format!("password={}", postgres::PASSWORD);
-    is_certified("postgres", &[&dsn, &password], &[]);
+    is_certified("postgres", &[&dsn, &password, PATIENT], &[]);
 }
 
 #[test]
@@ -80,13 +83,13 @@ fn the_http_backend_is_certified() {
     let token = "0123456789abcdef0123456789abcdef";
     let served = kit::Served::start_with(&project, &["--token-env", "TOKEN"], &[("TOKEN", token)]);
     let (url, token) = (format!("url={}", served.url), format!("token={token}"));
-    is_certified("http", &[&url, &token], &[]);
+    is_certified("http", &[&url, &token, PATIENT], &[]);
 }
 
 #[test]
 fn the_redis_backend_is_certified() {
     let Some(server) = redis::Server::start(redis::DURABLE) else { return };
-    is_certified("redis", &[&format!("url={}", server.url())], &[]);
+    is_certified("redis", &[&format!("url={}", server.url()), PATIENT], &[]);
 }
 
 #[test]
