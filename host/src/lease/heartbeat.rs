@@ -353,19 +353,20 @@ impl Shared {
             drop(inner);
 
             let ttl = lease.value.ttl();
+            let (safe_until, expires) = (renewed + safe_time(ttl), renewed + ttl);
             let attempted = self.clock.monotonic();
             let give_up = self.tempo.give_up_at(ttl, renewed, failing.unwrap_or(attempted));
             let left = give_up.saturating_sub(attempted);
             let timeout = if self.tempo.goes_beyond(ttl) {
                 // The supervisor is to hear of every attempt before its own patience ends.
-                (renewed + safe_time(ttl)).saturating_sub(attempted).max(ttl / 4)
-            } else if attempted >= renewed + ttl {
+                safe_until.saturating_sub(attempted).max(ttl / 4)
+            } else if attempted >= expires {
                 // Only a process that was suspended comes here. The store alone knows whether it still
                 // holds the lease.
                 interval.max(ttl / 4)
             } else if left.is_zero() {
                 // The last one ends before others may take over.
-                (renewed + ttl).saturating_sub(attempted) / 2
+                expires.saturating_sub(attempted) / 2
             } else {
                 // One that hangs leaves time for another, over a new connection.
                 (left / 2).max(interval.min(left))
@@ -377,17 +378,16 @@ impl Shared {
                     failing.get_or_insert(attempted);
                     // The limit is for a store that is away, not for one that is full or broken.
                     let goes_beyond = self.tempo.goes_beyond(ttl) && error.is_outage();
-                    let give_up =
-                        if goes_beyond { give_up } else { give_up.min(renewed + safe_time(ttl)) };
+                    let give_up = if goes_beyond { give_up } else { give_up.min(safe_until) };
                     // Time left is measured anew: the attempt itself took some.
                     let now = self.clock.monotonic();
                     let left = give_up.saturating_sub(now);
-                    // An attempt in which the process was suspended says nothing of the store.
-                    if left.is_zero() && attempted < renewed + ttl && now >= renewed + ttl {
-                        pause = Duration::ZERO;
-                        continue;
-                    }
                     if left.is_zero() {
+                        // An attempt in which the process was suspended says nothing of the store.
+                        if attempted < expires && now >= expires {
+                            pause = Duration::ZERO;
+                            continue;
+                        }
                         let (cause, outage) = (crate::error::chain(&error), error.is_outage());
                         return self.lose(LostReason::Expired { cause, outage });
                     }
@@ -405,8 +405,9 @@ impl Shared {
         }
     }
 
-    /// Renews the lease once, all its calls within `timeout`; says how it was lost if it is. A process that was suspended past its
-    /// lease comes here too: if nobody took over meanwhile, the swap succeeds and it goes on.
+    /// Renews the lease once, all its calls within `timeout`; says how it was lost if it is. A
+    /// process that was suspended past its lease comes here too: if nobody took over meanwhile, the
+    /// swap succeeds and it goes on.
     /// `told` are the ids of the requests in the record that the holder was told of.
     fn renew(
         &self,

@@ -256,9 +256,18 @@ fn watched<P: Read + AsFd>(
     }
 }
 
-impl<P: AsFd, F: FnMut()> Watched<P, F> {
+impl<P, F: FnMut()> Watched<P, F> {
+    fn tell(&mut self) {
+        if !std::mem::replace(&mut self.is_emptied, true) {
+            (self.on_emptied)();
+        }
+    }
+
     /// Waits until there is something to read, or the step has ended; returns whether it has.
-    fn wait(&mut self) -> std::io::Result<bool> {
+    fn wait(&mut self) -> std::io::Result<bool>
+    where
+        P: AsFd,
+    {
         // In this order: what is seen to be empty after the end stays so.
         let mut ready =
             [PollFd::new(&*self.ended, PollFlags::IN), PollFd::new(&self.pipe, PollFlags::IN)];
@@ -272,12 +281,6 @@ impl<P: AsFd, F: FnMut()> Watched<P, F> {
             self.tell();
         }
         Ok(has_ended)
-    }
-
-    fn tell(&mut self) {
-        if !std::mem::replace(&mut self.is_emptied, true) {
-            (self.on_emptied)();
-        }
     }
 }
 
@@ -297,9 +300,7 @@ impl<P: Read + AsFd, F: FnMut()> Read for Watched<P, F> {
 
 impl<P, F: FnMut()> Drop for Watched<P, F> {
     fn drop(&mut self) {
-        if !self.is_emptied {
-            (self.on_emptied)();
-        }
+        self.tell();
     }
 }
 
